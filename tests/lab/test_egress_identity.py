@@ -13,6 +13,7 @@ from laboratory import world
 from laboratory.lab import Lab
 from laboratory.namespaces import inside, ip
 from laboratory.netguest import INTERFACE, NamespaceGuest, replace
+from laboratory.recorder import wait_until
 
 from ktrdr_vm.plan.guard_interface import GUEST_MAC
 
@@ -77,8 +78,8 @@ def test_the_frame_that_is_spoofed_below_passes_when_it_is_honest(lab: Lab, gues
     """The control: the same bytes with the guest's own MAC and address reach the resolver."""
     mark = lab.recorder.mark()
     send(guest, ethernet(guest, udp_packet(guest.address, guest.gateway, 53, question("allowed.test.lab"))))
-    assert guest.lookup("allowed.test.lab")["answers"] == 1
-    assert dns_asked(lab, mark) == 1
+    # More than once if the answer takes long.
+    wait_until(lambda: dns_asked(lab, mark) > 0, "the resolver asks for the name", 20)
 
 
 @pytest.mark.parametrize("lie", ["mac", "address", "address outside", "neighbour"])
@@ -107,8 +108,7 @@ def test_without_the_check_a_foreign_mac_is_served(lab: Lab) -> None:
                 guest, udp_packet(guest.address, guest.gateway, 53, question("allowed.test.lab")), source=OTHER_MAC
             ),
         )
-        assert guest.lookup("allowed.test.lab")["answers"] == 1
-        assert dns_asked(lab, mark) == 1
+        wait_until(lambda: dns_asked(lab, mark) > 0, "the resolver asks for the name", 20)
         assert guest.ledger(kind="drop", rule="spoofed") == []
 
 
