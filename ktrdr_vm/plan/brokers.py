@@ -27,6 +27,8 @@ _FIELDS = (
     '"a":"%[var(txn.address)]","p":443,"u":%U,"d":%B,"t":"%ts","v":"%[var(txn.verdict)]",'
     '"m":%Ta,"w":"%[var(txn.method),json(utf8ps)]","s":%ST,"q":"%[var(txn.path),json(utf8ps)]"'
 )
+# A server that switches protocols without an offer would get a tunnel, whose further requests nobody checks.
+NO_SWITCH = "http-response deny if { status 101 }"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,18 @@ def render_limits(routes: tuple[Route, ...]) -> str:
     return f"\n    tune.maxrewrite {MAX_HEADER + 1024}" if routes else ""
 
 
+def render_offers(deny: str) -> str:
+    """The rules for Upgrade, whose offers a server may ignore (RFC 9110, 7.8). The caller removes the header.
+
+    A request that offers a WebSocket alone ends in `deny`, because its client cannot use another response.
+    """
+    return f"""\
+    # Common clients offer h2c or TLS with any request and do not need them. `hdr` reads each offer of each header.
+    acl websocket req.hdr(upgrade) -m str -i websocket
+    acl further_offer req.hdr(upgrade) -m reg -i '^(?!websocket$).'
+    {deny} if websocket !further_offer"""
+
+
 def _render(route: Route, gateway: str, lists: str) -> str:
     requests, name, host = route.requests, route.name, route.requests.host
     methods = " ".join(requests.methods)
@@ -100,8 +114,7 @@ frontend broker_{route.port}
     acl own_host req.fhdr(host) -m str -i {gateway}:{route.port}
     acl one_host req.fhdr_cnt(host) eq 1
     {_deny(403, f"refused, the Host must be {gateway}:{route.port}")} unless one_host own_host
-    acl upgrade req.hdr(upgrade) -m found
-    {_deny(403, "refused, upgrades are not forwarded")} if upgrade
+{render_offers(_deny(403, "refused, WebSockets are not forwarded"))}
     http-request set-var(txn.verdict) str(method)
     {_deny(403, f"refused, {route.shown} is allowed with {', '.join(requests.methods)} only")} unless {{ method {methods} }}
     # Paths that the server could interpret differently are refused.
@@ -130,6 +143,7 @@ frontend broker_{route.port}
 backend broker_{route.port}
     mode http
     http-reuse never
+    {NO_SWITCH}
     http-response set-var(txn.answered) bool(true)
 {_remove_value(route)}    server upstream 0.0.0.0:443 {verified}
 """

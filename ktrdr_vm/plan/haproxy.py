@@ -12,7 +12,7 @@ runs; each grant has a grant slot, a separate server, so that its connections ca
 from __future__ import annotations
 
 from ktrdr_vm.identity import Identity
-from ktrdr_vm.plan.brokers import Route, render_limits, render_routes
+from ktrdr_vm.plan.brokers import NO_SWITCH, Route, render_limits, render_offers, render_routes
 from ktrdr_vm.plan.facts import Allocation
 from ktrdr_vm.plan.guard_interface import DNS_PORT, GIVEN, GRANT_SLOTS
 
@@ -153,17 +153,13 @@ frontend http
     {_deny("the Host must be a name of letters, digits, dots, hyphens and underscores, with an optional port")} unless plain_host
     acl plain_method method -m reg ^[A-Za-z-]{{1,20}}$
     {_deny("the method must have at most 20 letters")} unless plain_method
-    # An absolute URI, CONNECT and Upgrade could lead to another destination than the Host header.
+    # An absolute URI, CONNECT and a WebSocket could lead to another destination than the Host header.
     acl whole_uri url -m reg -i ^[a-z][a-z0-9+.-]*:
     acl connect method CONNECT
-    # Common clients offer these upgrades with any request and do not need them: they are removed, and HTTP/1.1 is used.
-    acl offer req.fhdr(upgrade) -m reg -i ^(h2c|tls/[0-9.]+)$
-    acl one_upgrade req.fhdr_cnt(upgrade) eq 1
-    http-request del-header http2-settings if offer one_upgrade
-    http-request del-header connection if offer one_upgrade
-    http-request del-header upgrade if offer one_upgrade
-    acl upgrade req.hdr(upgrade) -m found
-    {_deny("proxy requests and upgrades are not forwarded")} if whole_uri or connect or upgrade
+    {_deny("proxy requests are not forwarded")} if whole_uri or connect
+{render_offers(_deny("WebSockets are not forwarded"))}
+    http-request del-header connection if {{ req.hdr(upgrade) -m found }}
+    http-request del-header ^(upgrade|http2-settings|sec-websocket-.*)$ -m reg
     http-request set-var(txn.verdict) str(name)
     http-request set-var-fmt(txn.given) "%[var(txn.name)]@%[dst]"
     acl given var(txn.given) -m str -f {lists}/{GIVEN}
@@ -178,11 +174,13 @@ frontend http
 backend by_name_http
     mode http
     http-reuse never
+    {NO_SWITCH}
     server by_name 0.0.0.0:80
 
 backend granted_http
     mode http
     http-reuse never
+    {NO_SWITCH}
     use-server %[var(txn.grant_slot)] if TRUE
     server-template g {GRANT_SLOTS} 0.0.0.0:80
 

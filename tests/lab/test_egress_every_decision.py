@@ -14,6 +14,7 @@ from laboratory import world
 from laboratory.lab import Lab
 from laboratory.namespaces import inside
 from laboratory.netguest import NamespaceGuest, replace
+from laboratory.recorder import wait_until
 from laboratory.servers import APPLICATIONS
 from test_egress_broker import HOST, PORT, Provider, give, open_guest, provider
 
@@ -201,6 +202,7 @@ def test_a_streamed_answer_is_not_held_back(lab: Lab, way: str, sabotage: tuple[
 
 # -- what common clients offer -----------------------------------------------------------------------------------------
 
+SOCKET = ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
 OFFERS = {
     "curl --http2": ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"],
     "Java": [
@@ -209,6 +211,11 @@ OFFERS = {
         "Upgrade: h2c",
     ],
     "Apache HttpClient": ["Upgrade: TLS/1.2", "Connection: Upgrade"],
+    "several": ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c, websocket", "HTTP2-Settings: AAMAAABk", *SOCKET],
+    "in the other order": ["Connection: upgrade", "Upgrade: WebSocket , H2C", *SOCKET],
+    "in two headers": ["Connection: Upgrade", "Upgrade: websocket", "Upgrade: TLS/1.3", *SOCKET],
+    "unknown": ["Connection: close, Upgrade", "Upgrade: IRC/6.9, RTA/x11"],
+    "empty": ["Connection: Upgrade", "Upgrade:"],
     "none": [],
 }
 
@@ -232,22 +239,42 @@ def test_an_offer_to_upgrade_is_taken_out_and_the_request_goes_on(lab: Lab, clie
     finally:
         del APPLICATIONS["allowed.test.lab"]
     [headers] = seen
-    assert headers.keys() & {"upgrade", "http2-settings"} == set()
+    assert headers.keys() & {"upgrade", "http2-settings", "sec-websocket-key", "sec-websocket-version"} == set()
     assert "upgrade" not in headers.get("connection", "").lower()
 
 
-@pytest.mark.parametrize("upgrade", ["websocket", "h2c, websocket", "foo", "h2c\r\nUpgrade: websocket"])
-def test_any_other_upgrade_is_refused(lab: Lab, upgrade: str) -> None:
+@pytest.mark.parametrize(
+    "upgrade", ["websocket", "WebSocket", "websocket, websocket", "websocket\r\nUpgrade: websocket"]
+)
+def test_a_websocket_is_refused(lab: Lab, upgrade: str) -> None:
     """HAProxy itself says 400 to a WebSocket without its key."""
     with NamespaceGuest(lab.home, ALLOW) as guest:
         mark = lab.recorder.mark()
-        lines = [
-            "GET / HTTP/1.1",
-            "Host: allowed.test.lab",
-            "Connection: Upgrade",
-            f"Upgrade: {upgrade}",
-            "Sec-WebSocket-Version: 13",
-        ]
-        head = "\r\n".join([*lines, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="])
-        answer = guest.probe("http", address=world.WEB, port=80, send=head + "\r\n\r\n", patience=4)
+        lines = ["GET / HTTP/1.1", "Host: allowed.test.lab", "Connection: Upgrade", f"Upgrade: {upgrade}", *SOCKET]
+        answer = guest.probe("http", address=world.WEB, port=80, send="\r\n".join(lines) + "\r\n\r\n", patience=4)
         assert (answer["status"], lab.recorder.hits(mark, "http")) == (403, []), answer
+        assert "WebSockets are not forwarded" in answer["said"]
+
+
+def test_a_server_that_upgrades_without_an_offer_gets_no_second_request(lab: Lab) -> None:
+    """What follows a request whose offer was taken out is judged as a request of its own, and is no part of a tunnel."""
+    seen: list[str] = []
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        request.connection.settimeout(2)
+        try:
+            seen.append(request.connection.recv(4096).decode())
+        except OSError:
+            seen.append("")
+
+    APPLICATIONS["allowed.test.lab"] = answer
+    try:
+        with NamespaceGuest(lab.home, ALLOW) as guest:
+            first = "GET / HTTP/1.1\r\nHost: allowed.test.lab\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+            second = "GET /second HTTP/1.1\r\nHost: evil.test.lab\r\n\r\n"
+            said = guest.probe("http", address=world.WEB, port=80, send=first + second, patience=4)
+            wait_until(lambda: bool(seen), "the server has read")
+    finally:
+        del APPLICATIONS["allowed.test.lab"]
+    assert (seen, said["status"]) == ([""], 502), (seen, said)

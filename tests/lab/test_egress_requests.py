@@ -82,7 +82,7 @@ def test_every_other_way_to_the_host_is_closed(lab: Lab, provider: Provider) -> 
         ):
             assert ask(guest, host=host)["status"] in (400, 403), host
         assert ask(guest, "/v1/messages", "GET", "Host: evil.test.lab")["status"] in (400, 403)
-        assert ask(guest, "/v1/messages", "GET", "Upgrade: h2c", "Connection: upgrade")["status"] in (400, 403)
+        assert ask(guest, "/v1/messages", "GET", "Upgrade: websocket", "Connection: upgrade")["status"] in (400, 403)
         assert provider.seen == [] and lab.recorder.hits(mark, "tls") == []
         assert guest.lookup(HOST)["addresses"] == [world.OTHER]
         assert guest.probe("tls", address=world.OTHER, port=443, name=HOST)["outcome"] in ("reset", "closed")
@@ -104,6 +104,16 @@ def test_no_header_makes_another_request_of_it(lab: Lab, provider: Provider) -> 
         [one] = provider.seen
         assert (one.method, one.target) == ("GET", "/v1/messages")
         assert not [value for _, value in one.headers if value in ("DELETE", "/admin") or "evil" in value]
+
+
+def test_an_offer_to_upgrade_is_taken_out(lab: Lab, provider: Provider) -> None:
+    """As Java's HttpClient sends it with every request over plain HTTP."""
+    with open_guest(lab) as guest:
+        for offer in ("Upgrade: h2c", "Upgrade: TLS/1.2, h2c", "Upgrade: h2c\r\nUpgrade: x"):
+            lines = (offer, "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAEAAEAA")
+            assert ask(guest, "/v1/messages", "GET", *lines)["status"] == 200
+        names = {name.lower() for one in provider.seen for name, _ in one.headers}
+        assert len(provider.seen) == 3 and names & {"upgrade", "http2-settings"} == set()
 
 
 def test_a_second_request_in_the_body_is_judged_as_well(lab: Lab, provider: Provider) -> None:
