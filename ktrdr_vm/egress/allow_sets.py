@@ -115,7 +115,8 @@ class AllowSets:
 
     def set_upstreams(self, addresses: Iterable[str]) -> None:
         """Set the name servers that the user of the resolver may reach. Nothing is written if they have not changed."""
-        wanted = tuple(sorted(set(addresses)))
+        # nftables has no scope of an address, such as `%eth0`.
+        wanted = tuple(sorted({address.partition("%")[0] for address in addresses}))
         if wanted == self._upstreams:
             return
         commands = [f"flush set inet {self.table} {name}" for name in ("upstreams", "upstreams6")]

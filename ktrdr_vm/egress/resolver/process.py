@@ -4,8 +4,6 @@ hostile bytes."""
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import json
 import os
 import socket
@@ -13,87 +11,22 @@ from collections.abc import Callable
 from typing import cast
 
 import dns.asyncbackend
-import dns.asyncquery
-import dns.exception
 import dns.message
-import dns.rcode
 import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 
-from ktrdr_vm.egress.resolver.decisions import Resolver, Upstream
+from ktrdr_vm.egress.resolver.decisions import Resolver
 from ktrdr_vm.egress.resolver.messages import AllowRequest, Count, Grants, Note, parse_guard_message
+from ktrdr_vm.egress.resolver.upstream import ask_upstream
 from ktrdr_vm.egress.rules import Rules, rules_from_json
-from ktrdr_vm.host.name_servers import find_upstreams
+from ktrdr_vm.host.name_servers import find_search_domains, find_upstreams
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
 
 # Limits for one guest: pending queries and open TCP connections.
 IN_FLIGHT = 64
 TCP_CONNECTIONS = 16
-# Seconds, about the timeout of the host's libc for one server; three of them and a pause are less than the grace of an
-# open address.
-UPSTREAM_TIMEOUT = 4.0
-# As in glibc: the next server is asked.
-_UNABLE = (dns.rcode.SERVFAIL, dns.rcode.REFUSED, dns.rcode.NOTIMP)
-# What a server says that does not know EDNS, which the libc of the host does not use.
-_WITHOUT_EDNS = (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS)
-HESITATION = 0.7
-
-
-def ask_upstream(find_servers: Callable[[], list[str]], port: int = 53) -> Upstream:
-    """Query over UDP, and over TCP if the answer is truncated.
-
-    If a server fails or does not answer within HESITATION seconds, the next one is queried as well, and each server is
-    queried once more, as a datagram may be lost. A server that does not know EDNS is queried without. The first answer
-    counts. SERVFAIL, REFUSED and NOTIMP count only if no other server has an answer.
-    """
-    exchange = functools.partial(dns.asyncquery.udp_with_fallback, ignore_unexpected=True)
-    # Before dnspython 2.6, as in Debian 12, a datagram that is no answer to the query ends the attempt.
-    if "ignore_errors" in inspect.signature(exchange).parameters:
-        exchange = functools.partial(exchange, ignore_errors=True)
-
-    async def ask(name: str) -> dns.message.Message:
-        query = dns.message.make_query(name, dns.rdatatype.A, use_edns=0, payload=1232)
-
-        async def one(server: str) -> dns.message.Message:
-            message, _ = await exchange(query, server, timeout=UPSTREAM_TIMEOUT, port=port)
-            if message.rcode() in _WITHOUT_EDNS:
-                plain = dns.message.make_query(name, dns.rdatatype.A)
-                message, _ = await exchange(plain, server, timeout=UPSTREAM_TIMEOUT, port=port)
-            return message
-
-        waiting: set[asyncio.Task[dns.message.Message]] = set()
-        last: BaseException = OSError("no upstream is configured on the host")
-        unable: dns.message.Message | None = None
-        attempts = find_servers() * 2
-        try:
-            for number, server in enumerate(attempts, start=1):
-                waiting.add(asyncio.ensure_future(one(server)))
-                while waiting:
-                    done, waiting = await asyncio.wait(
-                        waiting,
-                        timeout=HESITATION if number < len(attempts) else None,
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                    for task in done:
-                        error = task.exception()
-                        if error is not None:
-                            last = error
-                        elif task.result().rcode() in _UNABLE:
-                            unable = task.result()
-                        else:
-                            return task.result()
-                    if not done or number < len(attempts):
-                        break
-        finally:
-            for task in waiting:
-                task.cancel()
-        if unable is not None:
-            return unable
-        raise last
-
-    return ask
 
 
 class WriterChannel:
@@ -195,9 +128,8 @@ async def _serve(
     assert isinstance(policy, dict) and isinstance(exceptions, list)
     grants = config["grants"]
     assert isinstance(grants, list)
-    resolver = Resolver(
-        rules_from_json(policy, exceptions, grants), ask_upstream(find_upstreams), writer.allow, writer.note
-    )
+    upstream = ask_upstream(find_upstreams, find_domains=find_search_domains)
+    resolver = Resolver(rules_from_json(policy, exceptions, grants), upstream, writer.allow, writer.note)
     renewing: set[asyncio.Task[None]] = set()
 
     def take_grants(granted: list[list[object]]) -> None:

@@ -34,6 +34,7 @@ from ktrdr_vm.plan.facts import Allocation, Facts, ImageFacts, allocate
 from ktrdr_vm.plan.guard_interface import GUEST_MAC
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.collector import Collector
+from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import build_profile
 from laboratory import probes
 from laboratory.namespaces import inside, ip, make_namespace, remove_namespace
@@ -88,6 +89,7 @@ class NamespaceGuest:
         profile: Mapping[str, Any] | None = None,
         reserved: tuple[tuple[str, int], ...] = (),
         collector: Collector | None = None,
+        presets: tuple[tuple[str, tuple[EgressRule, ...]], ...] = (),
         sabotage: tuple[Sabotage, ...] = (),
     ) -> None:
         number = next(_NUMBERS)
@@ -105,6 +107,7 @@ class NamespaceGuest:
             image,
             owner_reserved=tuple((IPv4Address(address), port) for address, port in reserved),
             collector=collector,
+            presets=presets,
         )
         self.identity = parse_instance_id(f"lab-net-{os.getpid()}-{number}")
         self.plan = Plan(build_profile(document), facts, self.identity, document)

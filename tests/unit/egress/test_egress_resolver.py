@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ktrdr_vm.egress.allow_sets import GRACE, MAX_LIFE, MIN_LIFE
 from ktrdr_vm.egress.resolver import decisions as module
 from ktrdr_vm.egress.resolver.decisions import CACHED, KEEP_FRESH, PROXY_RATE, RATE, REPLIES, Resolver, flatten
-from ktrdr_vm.egress.resolver.process import HESITATION, UPSTREAM_TIMEOUT, ask_upstream
+from ktrdr_vm.egress.resolver.upstream import HESITATION, UPSTREAM_TIMEOUT
 from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
@@ -426,40 +426,6 @@ def test_a_guard_that_does_not_answer_in_time_ends_no_renewal(monkeypatch: pytes
     world.now += module.RETRY
     asyncio.run(resolver.refresh())
     assert world.ends["git.example", "198.51.100.22"] > world.now
-
-
-def ask_servers(servers: list[str]) -> dns.message.Message:
-    async def answer() -> dns.message.Message:
-        return await ask_upstream(lambda: servers)("a.example")
-
-    return asyncio.run(answer())
-
-
-@pytest.mark.parametrize("rcode", ["FORMERR", "NOTIMP", "BADVERS"])
-def test_a_server_that_does_not_know_edns_is_asked_without(monkeypatch: pytest.MonkeyPatch, rcode: str) -> None:
-    async def exchange(query: dns.message.Message, *_: object, **__: object) -> tuple[dns.message.Message, bool]:
-        reply = dns.message.make_response(query)
-        if query.edns >= 0:
-            reply.set_rcode(dns.rcode.from_text(rcode))
-        else:
-            reply.answer.append(dns.rrset.from_text("a.example.", 60, "IN", "A", "198.51.100.9"))
-        return reply, False
-
-    monkeypatch.setattr("dns.asyncquery.udp_with_fallback", exchange)
-    assert ask_servers(["192.0.2.53"]).answer
-
-
-def test_the_next_server_is_asked_if_one_does_not_serve_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def exchange(query: dns.message.Message, server: str, **_: object) -> tuple[dns.message.Message, bool]:
-        reply = dns.message.make_response(query)
-        if server == "192.0.2.1":
-            reply.set_rcode(dns.rcode.NOTIMP)
-        else:
-            reply.answer.append(dns.rrset.from_text("a.example.", 60, "IN", "A", "198.51.100.9"))
-        return reply, False
-
-    monkeypatch.setattr("dns.asyncquery.udp_with_fallback", exchange)
-    assert ask_servers(["192.0.2.1", "192.0.2.2"]).answer
 
 
 def test_while_upstream_is_down_the_answer_is_a_failure_at_once() -> None:

@@ -11,6 +11,7 @@ import dns.rdatatype
 import pytest
 
 from ktrdr_vm.egress.resolver import process
+from ktrdr_vm.egress.resolver.upstream import ask_upstream
 
 
 def test_every_record_type_is_loaded_in_front_by_an_older_dnspython(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +28,7 @@ def test_every_record_type_is_loaded_in_front_by_an_older_dnspython(monkeypatch:
 
 def ask(servers: list[str], port: int) -> dns.message.Message:
     async def answer() -> dns.message.Message:
-        return await process.ask_upstream(lambda: servers, port)("allowed.example")
+        return await ask_upstream(lambda: servers, port)("allowed.example")
 
     return asyncio.run(answer())
 
@@ -37,7 +38,7 @@ def test_upstream_is_queried_with_the_options_that_an_older_dnspython_has(monkey
         q: dns.message.Message, where: str, timeout: float, port: int, ignore_unexpected: bool = False
     ) -> tuple[dns.message.Message, bool]:
         assert ignore_unexpected and (where, port) == ("192.0.2.1", 5353)
-        return dns.message.make_response(q), False
+        return dns.message.make_response(q, recursion_available=True), False
 
     monkeypatch.setattr(dns.asyncquery, "udp_with_fallback", udp_with_fallback)
     answer = ask(["192.0.2.1"], 5353)
@@ -54,7 +55,7 @@ def test_a_later_dnspython_ignores_what_is_no_answer_to_the_query(monkeypatch: p
         ignore_errors: bool = False,
     ) -> tuple[dns.message.Message, bool]:
         assert ignore_unexpected and ignore_errors
-        return dns.message.make_response(q), False
+        return dns.message.make_response(q, recursion_available=True), False
 
     monkeypatch.setattr(dns.asyncquery, "udp_with_fallback", udp_with_fallback)
     ask(["192.0.2.1"], 53)
