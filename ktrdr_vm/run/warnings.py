@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.guest.commits import Returned
 from ktrdr_vm.guest.loose_names import shorten
 from ktrdr_vm.guest.workspace import Laid
@@ -98,16 +99,28 @@ def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
         return ()
     root = gathered.base.root if gathered.base else gathered.repository.root
     source = root / gathered.loaded.source if gathered.base else Path(gathered.loaded.source)
-    judges = {_inside(root, source), *(_inside(root, playbook.path) for _, playbook in gathered.playbooks)}
+    judges = {_inside(root, source)}
+    for _, playbook in gathered.playbooks:
+        judges |= {_inside(root, playbook.path), *(_inside(root, name) for name in _list_files(playbook))}
     lines = []
     for one in commits:
-        touched = [path for path in one.changed if path in judges or _is_playbook(path)]
+        touched = [path for path in one.changed if _is_judge(path, judges) or _is_playbook(path)]
         tests = [path for path in one.changed if _is_test(PurePosixPath(path))]
         if touched:
             lines.append(f"{one.ref} changes the profile or playbooks: {', '.join(touched[:10])}")
         if tests:
             lines.append(f"{one.ref} changes tests: {', '.join(tests[:10])}")
     return tuple(lines)
+
+
+def _list_files(playbook: Playbook) -> Iterable[Path]:
+    """What the playbook includes and sends, and where it would search these files: one that is new there counts."""
+    return (Path(playbook.folder, name) for name in playbook.files)
+
+
+def _is_judge(path: str, judges: set[str]) -> bool:
+    """True for a file of `judges`, and for one in a folder of it."""
+    return path in judges or any(str(parent) in judges for parent in PurePosixPath(path).parents if parent.name)
 
 
 def _is_test(path: PurePosixPath) -> bool:
