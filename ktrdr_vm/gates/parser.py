@@ -4,7 +4,7 @@ names."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, Problem
@@ -19,6 +19,21 @@ FileReader = Callable[[str], str]
 """Returns the text of a file by its name beneath the folder of the playbook; raises OSError or KtrdrError."""
 
 MAX_FILES = 200
+# Keywords of Ansible that are not supported, each with what to do; they are reported as keywords, not as unknown
+# modules.
+ELSEWHERE: Mapping[str, str] = dict.fromkeys(
+    "any_errors_fatal become_exe become_flags become_method check_mode collections connection debugger "
+    "delegate_facts diff fact_path gather_subset gather_timeout ignore_unreachable max_fail_percentage "
+    "module_defaults order poll port remote_user serial strategy throttle vars_prompt handlers roles "
+    "pre_tasks post_tasks vars_files import_playbook force_handlers listen block rescue always".split(),
+    "",
+) | {
+    "action": "write the module as the key of the task",
+    "async": "use `timeout`, or a command in the background and `wait_for`",
+    "become_user": "use `command: sudo -u USER …`",
+    "delegate_to": "a gate runs nothing on the host; do it in the guest",
+    "local_action": "a gate runs nothing on the host; do it in the guest",
+}
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _FLAGS = ("become", "ignore_errors", "no_log", "run_once")
 
@@ -46,7 +61,8 @@ class Parser:
             return False
         for key in data:
             if key not in keys:
-                self._note(document, (*path, key), f"{key!r} is not supported in {what}", at_key=True)
+                hint = f"; {ELSEWHERE[key]}" if ELSEWHERE.get(key) else ""
+                self._note(document, (*path, key), f"{key!r} is not supported in {what}{hint}", at_key=True)
         return True
 
     def _refuse_file_name(self, name: Any, what: str) -> str:

@@ -105,6 +105,7 @@ class _PlayParser(TaskParser):
                 "`gather_facts` must be true or false, because facts are gathered before the first task",
             )
         self._handlers, self._notified, self._role_scope, self.uses_facts = [], [], {}, False
+        self._lost_handlers = False
         files = (document.source,)
         common = self._common(document, path, data)
         common = replace(
@@ -137,10 +138,12 @@ class _PlayParser(TaskParser):
         variables: dict[str, Any] = {}
         for number, name in enumerate(listed):
             here = (*path, number) if isinstance(value, list) else path
-            if wrong := self._refuse_file_name(name, "vars_files"):
+            # Of a list within the list, the first file that exists is read.
+            choices = name if isinstance(name, list) and name else [name]
+            if wrong := next(filter(None, (self._refuse_file_name(one, "vars_files") for one in choices)), ""):
                 self._note(document, here, wrong)
-            elif found := self._load(document, here, name):
-                variables |= self._variables(found, (), found.data, name)
+            elif found := self._load(document, here, *choices):
+                variables |= self._variables(found, (), found.data, found.source)
         return variables
 
     def _roles(self, document: Document, path: Path, value: Any, files: tuple[str, ...]) -> tuple[Node, ...]:

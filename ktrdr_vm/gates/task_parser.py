@@ -9,8 +9,9 @@ from typing import Any
 
 from ktrdr_vm.gates.arguments import find_module, is_template, parse_arguments
 from ktrdr_vm.gates.facts import refuse_setting
-from ktrdr_vm.gates.model import Block, Common, LoopControl, Node, Task, find_names
-from ktrdr_vm.gates.parser import Parser
+from ktrdr_vm.gates.keyword_parser import LOOPS, KeywordParser
+from ktrdr_vm.gates.model import Block, Common, Node, Task, find_names
+from ktrdr_vm.gates.parser import ELSEWHERE
 from ktrdr_vm.profile.strict_yaml import Document, Path
 
 MAX_INCLUDE_DEPTH = 10
@@ -20,43 +21,28 @@ MAX_RETRIES = 10_000
 COMMON_KEYS = frozenset(
     {"name", "when", "vars", "environment", "become", "tags", "ignore_errors", "timeout", "no_log", "run_once"}
 )
-_LOOPS = {"loop": "", "with_list": "", "with_items": "items", "with_dict": "dict"}
-TASK_KEYS = COMMON_KEYS | _LOOPS.keys() | {
+TASK_KEYS = COMMON_KEYS | LOOPS.keys() | {
     "register", "loop_control", "until", "retries", "delay", "failed_when", "changed_when", "args", "notify"
 }  # fmt: skip
 BLOCK_KEYS = COMMON_KEYS | {"block", "rescue", "always"}
 _INCLUDE_KEYS = (
     COMMON_KEYS - {"ignore_errors", "become", "environment", "timeout", "no_log"}
-    | _LOOPS.keys()
+    | LOOPS.keys()
     | {"loop_control", "register", "args"}
 )
 _IMPORT_KEYS = COMMON_KEYS | {"args"}
-# Keywords of Ansible that are not supported, each with what to do; they are reported as keywords, not as unknown
-# modules.
-_ELSEWHERE: Mapping[str, str] = dict.fromkeys(
-    "any_errors_fatal become_exe become_flags become_method check_mode collections connection debugger "
-    "delegate_facts diff fact_path gather_subset gather_timeout ignore_unreachable max_fail_percentage "
-    "module_defaults order poll port remote_user serial strategy throttle vars_prompt handlers roles "
-    "pre_tasks post_tasks vars_files import_playbook force_handlers listen".split(),
-    "",
-) | {
-    "action": "write the module as the key of the task",
-    "async": "use `timeout`, or a command in the background and `wait_for`",
-    "become_user": "use `command: sudo -u USER …`",
-    "delegate_to": "a gate runs nothing on the host; do it in the guest",
-    "local_action": "a gate runs nothing on the host; do it in the guest",
-}
+_OTHER_MODULES: Mapping[str, str] = {"include_vars": "use `vars_files` of the play, or `vars`"}
 _LOOKUP_LOOPS = "use `loop` with a filter, such as `product`, `zip`, `subelements` or `range`"
 
 
-class TaskParser(Parser):
+class TaskParser(KeywordParser):
     """Parses lists of tasks. `files` are the names of the files from the playbook to the current one."""
 
     def __init__(self, *readers: Any) -> None:
         super().__init__(*readers)
         self._tasks = 0
         self._handlers: list[Task] = []
-        self._notified: list[tuple[Document, Path, str]] = []
+        self._lost_handlers = False
         self._role_scope: dict[str, Common] = {}
 
     def _nodes(self, document: Document, path: Path, data: Any, files: tuple[str, ...]) -> tuple[Node, ...]:
@@ -139,8 +125,12 @@ class TaskParser(Parser):
         unknown = [key for key in data if key not in TASK_KEYS | more and not find_module(key)]
         for key in unknown:
             is_loop = key.startswith("with_")
-            kind = "keyword" if key in _ELSEWHERE or is_loop else "module or keyword"
-            hint = _LOOKUP_LOOPS if is_loop else _ELSEWHERE.get(key, "")
+            kind = "keyword" if key in ELSEWHERE or is_loop else "module or keyword"
+            hint = (
+                _LOOKUP_LOOPS
+                if is_loop
+                else (ELSEWHERE.get(key) or _OTHER_MODULES.get(key.removeprefix("ansible.builtin."), ""))
+            )
             self._note(
                 document,
                 (*path, key),
@@ -157,11 +147,14 @@ class TaskParser(Parser):
 
     def _make_task(self, document: Document, path: Path, data: dict[str, Any], task: Task) -> Task:
         """The task with its own keywords, in addition to those that blocks have too."""
+        for key in ("failed_when", "changed_when", "retries", "delay"):
+            if key in data and data[key] is None:
+                self._note(document, (*path, key), f"`{key}` has no value, which is an error of the task in Ansible")
         for name, highest in (("retries", MAX_RETRIES), ("delay", 86_400)):
             self._check_number(document, (*path, name), data.get(name), highest)
             self._check_templates(document, (*path, name), data.get(name))
-        loops = [key for key in _LOOPS if data.get(key) is not None]
-        for key in sorted(key for key in _LOOPS if key.startswith("with_") and key in data and data[key] is None):
+        loops = [key for key in LOOPS if data.get(key) is not None]
+        for key in sorted(key for key in LOOPS if key.startswith("with_") and key in data and data[key] is None):
             self._note(document, (*path, key), f"`{key}` has no value; without items, write an empty list")
         if len(loops) > 1:
             self._note(
@@ -171,75 +164,44 @@ class TaskParser(Parser):
             task,
             register=self._register(document, path, data),
             loop=self._loop(document, (*path, loops[0]), data[loops[0]]) if loops else None,
-            loop_kind=_LOOPS[loops[0]] if loops else "",
+            loop_kind=LOOPS[loops[0]] if loops else "",
             loop_control=self._loop_control(document, (*path, "loop_control"), data.get("loop_control")),
-            until=self._conditions(document, path, data, "until") if "until" in data else None,
+            # As in Ansible, no condition at all is as if the keyword were not there.
+            until=self._conditions(document, path, data, "until") or None,
             retries=data.get("retries"),
             delay=data.get("delay"),
-            failed_when=self._conditions(document, path, data, "failed_when") if "failed_when" in data else None,
-            changed_when=self._conditions(document, path, data, "changed_when") if "changed_when" in data else None,
+            failed_when=self._conditions(document, path, data, "failed_when") or None,
+            changed_when=self._conditions(document, path, data, "changed_when") or None,
             notify=self._notify(document, (*path, "notify"), data.get("notify")),
             listen=self._words(document, (*path, "listen"), data.get("listen"), "listen"),
         )
 
-    def _register(self, document: Document, path: Path, data: dict[str, Any]) -> str:
-        name = data.get("register")
-        if name is None:
-            return ""
-        if not isinstance(name, str) or not name.isidentifier():
-            self._note(document, (*path, "register"), f"{str(name)[:60]!r} is not the name of a variable")
-            return ""
-        self._defined.add(name)
-        return name
-
-    def _loop(self, document: Document, path: Path, loop: Any) -> Any:
-        allowed: tuple[type, ...] = {"with_items": (list, str, int), "with_dict": (dict, list)}.get(
-            str(path[-1]), (list,)
-        )
-        if not isinstance(loop, allowed) and not is_template(loop):
-            self._note(document, path, f"`{path[-1]}` must be a {'mapping' if path[-1] == 'with_dict' else 'list'}")
-        self._check_templates(document, path, loop)
-        return loop
-
-    def _loop_control(self, document: Document, path: Path, data: Any) -> LoopControl:
-        keys = frozenset({"loop_var", "index_var", "label", "pause"})
-        if data is None or not self._mapping(document, path, data, keys, "loop_control"):
-            return LoopControl()
-        for key in ("loop_var", "index_var"):
-            if key in data and (not isinstance(data[key], str) or not data[key].isidentifier()):
-                self._note(document, (*path, key), f"{str(data[key])[:60]!r} is not the name of a variable")
-        self._check_number(document, (*path, "pause"), data.get("pause"), 86_400)
-        self._check_templates(document, path, data)
-        return LoopControl(
-            str(data.get("loop_var", "item")), str(data.get("index_var", "")), data.get("label"), data.get("pause")
-        )
-
     # -- handlers ---------------------------------------------------------------------------------------------------
-
-    def _notify(self, document: Document, path: Path, value: Any) -> tuple[Any, ...]:
-        listed = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(name, str) for name in listed):
-            self._note(document, path, "`notify` must be the name of a handler, or a list of them")
-            return ()
-        self._check_templates(document, path, listed)
-        self._notified += [(document, path, name) for name in listed if not is_template(name)]
-        return tuple(listed)
 
     def _handler_list(
         self, document: Document, path: Path, data: Any, files: tuple[str, ...], role: Common | None = None
     ) -> None:
-        """Add handlers to those of the play. A handler is a plain task."""
+        """Add handlers to those of the play. A handler is a plain task, or `import_tasks` of a file of handlers."""
         if data is not None and not isinstance(data, list):
             self._note(document, path, "must be a list of handlers")
             return
         for number, item in enumerate(data or []):
             here = (*path, number)
+            if isinstance(item, dict) and (
+                key := next((key for key in item if find_module(key) == "import_tasks"), "")
+            ):
+                self._imported_handlers(document, here, item, key, files, role)
+                continue
             handler = self._task(document, here, item, files, frozenset({"listen"}))
             if handler is None:
+                self._lost_handlers = True
                 continue
             if not isinstance(handler, Task) or handler.is_include:
+                self._lost_handlers = True
                 self._note(
-                    document, here, "a handler is a task; blocks, includes and imports are not supported as handlers"
+                    document,
+                    here,
+                    "a handler is a task or `import_tasks`; blocks, includes and roles are not supported as handlers",
                 )
             elif is_template(handler.name):
                 self._note(document, (*here, "name"), "the name of a handler must be literal; use `listen`")
@@ -248,8 +210,42 @@ class TaskParser(Parser):
                     handler if role is None else replace(handler, common=_merge(role, handler.common))
                 )
 
+    def _imported_handlers(
+        self,
+        document: Document,
+        path: Path,
+        data: dict[str, Any],
+        key: str,
+        files: tuple[str, ...],
+        role: Common | None,
+    ) -> None:
+        """The handlers of another file, with the keywords of the import."""
+        arguments, wrong = parse_arguments("import_tasks", data[key], data.get("args"))
+        for message in wrong:
+            self._note(document, (*path, key), message, at_key=True)
+        for extra in sorted(data.keys() - {"name", "vars", "when", "tags", "args", key}):
+            self._note(document, (*path, extra), f"{extra!r} is not supported on an import of handlers", at_key=True)
+        outer = self._common(document, path, data)
+        before = len(self._handlers)
+        found = self._find_included(document, (*path, key), "import_tasks", arguments.get("file", ""), files)
+        if found is None:
+            self._lost_handlers = True
+            return
+        self._handler_list(found, (), found.data, (*files, found.source), role)
+        for number, handler in enumerate(self._handlers[before:], start=before):
+            common = handler.common
+            merged = replace(
+                common,
+                when=(*outer.when, *common.when),
+                vars={**outer.vars, **common.vars},
+                tags=(*outer.tags, *common.tags),
+            )
+            self._handlers[number] = replace(handler, common=merged)
+
     def _check_notified(self) -> None:
         """Refuse a `notify` without a handler, which would be an error only when its task changes something."""
+        if self._lost_handlers:
+            return  # one that is refused already
         known = {topic for handler in self._handlers for topic in (*find_names(handler), *handler.listen)}
         for document, path, name in self._notified:
             if name not in known:
@@ -271,6 +267,13 @@ class TaskParser(Parser):
     def _include(
         self, document: Document, path: Path, module: str, name: Any, files: tuple[str, ...]
     ) -> tuple[Node, ...]:
+        included = self._find_included(document, path, module, name, files)
+        return self._nodes(included, (), included.data or [], (*files, included.source)) if included else ()
+
+    def _find_included(
+        self, document: Document, path: Path, module: str, name: Any, files: tuple[str, ...]
+    ) -> Document | None:
+        """The parsed file that a task names; None after an error, which is noted."""
         wrong = self._refuse_file_name(name, module)
         if not wrong and name in files:
             wrong = f"{name!r} includes itself"
@@ -278,13 +281,15 @@ class TaskParser(Parser):
             wrong = f"included deeper than {MAX_INCLUDE_DEPTH} files"
         if wrong:
             self._note(document, path, wrong)
-            return ()
-        beside = posixpath.join(posixpath.dirname(files[-1]), name) if len(files) > 1 else name
-        if beside in files:
+            return None
+        # As Ansible searches: beside the file, in the role, beside the playbook.
+        folder = posixpath.dirname(files[-1]) if len(files) > 1 else ""
+        role = "/".join(folder.split("/")[:2]) if folder.startswith("roles/") else ""
+        places = dict.fromkeys(posixpath.join(one, name) for one in (folder, role, ""))
+        if next(iter(places)) in files:
             self._note(document, path, f"{name!r} includes itself")
-            return ()
-        included = self._load(document, path, *dict.fromkeys((beside, name)))
-        return self._nodes(included, (), included.data or [], (*files, included.source)) if included else ()
+            return None
+        return self._load(document, path, *places)
 
     def _role(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ktrdr_vm.errors import DocumentError
 from ktrdr_vm.guest.protocol import GuestResult
 
 
@@ -321,3 +322,16 @@ def test_containers_are_described_when_a_task_about_them_fails(gate: Any) -> Non
 
 def test_no_evidence_for_tasks_that_have_nothing_to_do_with_containers(gate: Any) -> None:
     assert gate.run("- shell: exit 1").tasks[0].evidence == ()
+
+
+def test_an_empty_list_of_conditions_judges_nothing(gate: Any) -> None:
+    """No condition is true of all, and would make every task failed, changed or done."""
+    result = gate.run("- command: echo a\n  failed_when: []\n  changed_when: []\n  until: []")
+    assert [task.outcome for task in result.tasks] == ["changed"]
+    assert gate.run("- command: exit 1\n  failed_when: []\n  until: []").outcome == "failed"
+
+
+@pytest.mark.parametrize("key", ["failed_when", "changed_when", "retries", "delay"])
+def test_a_keyword_without_a_value_is_refused(gate: Any, key: str) -> None:
+    with pytest.raises(DocumentError, match=f"`{key}` has no value"):
+        gate.run(f"- command: echo a\n  {key}:")

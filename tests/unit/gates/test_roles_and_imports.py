@@ -92,6 +92,29 @@ def test_imported_tasks_playbooks_and_files_of_variables(gate: Gate) -> None:
     ]
 
 
+def test_a_file_is_searched_beside_the_file_that_includes_it_then_in_the_role_then_beside_the_playbook(
+    gate: Gate,
+) -> None:
+    said = {
+        name: f"- debug: {{msg: {name}}}\n"
+        for name in ("x.yml", "y.yml", "roles/s/tasks/deep/x.yml", "roles/s/z.yml", "sub/x.yml")
+    }
+    more = {
+        "roles/s/tasks/main.yml": "- import_tasks: deep/main.yml\n",
+        "roles/s/tasks/deep/main.yml": "- include_tasks: x.yml\n- include_tasks: y.yml\n- import_tasks: z.yml\n",
+        "sub/main.yml": "- include_tasks: x.yml\n- import_tasks: sub/x.yml\n- include_tasks: y.yml\n",
+    }
+    result = run(gate, "- hosts: all\n  roles: [s]\n  tasks: [{include_tasks: sub/main.yml}]\n", **said, **more)
+    assert [message for _, message in messages(result)] == [
+        "roles/s/tasks/deep/x.yml", "y.yml", "roles/s/z.yml", "sub/x.yml", "sub/x.yml", "y.yml",
+    ]  # fmt: skip
+
+
+def test_of_a_list_in_vars_files_the_first_file_that_exists_counts(gate: Gate) -> None:
+    play = "- hosts: all\n  vars_files: [[missing.yaml, ./variables.yaml, second.yaml]]\n  tasks: [{debug: {msg: '{{ a }}'}}]\n"
+    assert messages(run(gate, play, **{"second.yaml": "a: second\n"})) == [("debug", "from the file")]
+
+
 def test_the_digest_covers_the_files_of_roles(tmp_path: Path) -> None:
     path = write(tmp_path, "- hosts: all\n  roles: [r]\n  tasks: [{template: {src: t.j2, dest: /x}}]\n")
     before = load_playbook(path).digest
@@ -133,6 +156,13 @@ PLAY = "- hosts: all\n  tasks:\n    - "
             f"{PLAY}{{command: x, delegate_to: localhost}}\n",
             "the keyword 'delegate_to' is not supported; a gate runs nothing on the host",
         ),
+        (f"{PLAY}{{include_vars: x.yaml}}\n", "'include_vars' is not supported; use `vars_files` of the play"),
+        (f"{PLAY}{{command: x, become_user: me}}\n", "use `command: sudo -u USER …`"),
+        (
+            "- hosts: all\n  become_user: me\n",
+            "'become_user' is not supported in a play; use `command: sudo -u USER …`",
+        ),
+        ("- hosts: all\n  vars_files: [[none.yaml, more.yaml]]\n", "'more.yaml' cannot be read"),
         (f"{PLAY}{{command: x, loop_control: {{extended: true}}}}\n", "'extended' is not supported in loop_control"),
     ],
 )
