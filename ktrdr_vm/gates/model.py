@@ -26,6 +26,8 @@ class Common:
     no_log: Any = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """The defaults of a role: variables that all others win over."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """The `vars` of an include, which win over results and `set_fact`, as in Ansible."""
     role: str = ""
     """The name of a role, if these keywords are those of a role."""
 

@@ -230,7 +230,7 @@ class _Run:
         if skipped is not None:
             return skipped, None
         if task.is_include:
-            failed = self.nodes(task.included, (*commons[:-1], Common(vars=task.common.vars)), item)
+            failed = self.nodes(task.included, (*commons[:-1], Common(params=task.common.vars)), item)
             return {"changed": False, "include": task.arguments.get("file", task.arguments.get("name"))}, failed
         try:
             settings = self._settings(commons, item)

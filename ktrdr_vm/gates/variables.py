@@ -41,13 +41,11 @@ class Variables:
         self._facts |= {f"ansible_{name}": value for name, value in facts.items()}
 
     def scope(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> Scope:
-        """Nearest first: extra variables, item and results, then task, blocks, play, facts of the guest, defaults of
-        roles."""
-        layers: list[tuple[Mapping[str, Any], bool]] = [
-            (self._context.extra_vars, False),
-            (item, False),
-            (self.results, False),
-        ]
+        """Nearest first: extra variables, item, `vars` of includes, results, then task, blocks, play, facts of the
+        guest, defaults of roles."""
+        layers: list[tuple[Mapping[str, Any], bool]] = [(self._context.extra_vars, False), (item, False)]
+        layers += [(common.params, True) for common in reversed(commons) if common.params]
+        layers.append((self.results, False))
         layers += [(common.vars, True) for common in reversed(commons)]
         role = find_role(commons)
         about_role = (

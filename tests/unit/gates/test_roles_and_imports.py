@@ -115,6 +115,22 @@ def test_of_a_list_in_vars_files_the_first_file_that_exists_counts(gate: Gate) -
     assert messages(run(gate, play, **{"second.yaml": "a: second\n"})) == [("debug", "from the file")]
 
 
+def test_the_variables_of_an_include_win_over_results_and_those_of_an_import_do_not(gate: Gate) -> None:
+    """As in Ansible, to which `include_tasks` is a call with parameters."""
+    more = {
+        "v.yaml": "- debug: {msg: '{{ v }} {{ r }}'}\n- include_tasks: w.yaml\n- include_tasks: w.yaml\n  vars: {v: deeper}\n",
+        "w.yaml": "- debug: {msg: '{{ v }}'}\n",
+    }
+    tasks = """\
+    - set_fact: {v: fact, r: fact}
+    - {include_tasks: v.yaml, vars: {v: '{{ item }}', r: given}, loop: [one]}
+    - {import_tasks: v.yaml, vars: {v: given, r: given}}
+    - debug: {msg: '{{ v }}'}
+"""
+    found = [message for _, message in messages(run(gate, f"- hosts: all\n  tasks:\n{tasks}", **more))[1:]]
+    assert found == ["one given", "one", "deeper", "fact fact", "fact", "deeper", "fact"]
+
+
 def test_the_digest_covers_the_files_of_roles(tmp_path: Path) -> None:
     path = write(tmp_path, "- hosts: all\n  roles: [r]\n  tasks: [{template: {src: t.j2, dest: /x}}]\n")
     before = load_playbook(path).digest
