@@ -27,6 +27,12 @@ MAX_TEXT = 8 * 1024
 MAX_NAME = 500
 # Bytes that are searched for the first element.
 _TAGS: dict[str, CaseOutcome] = {"failure": "failed", "error": "error", "skipped": "skipped"}
+# Runners that write no element for it: GoogleTest, CTest and others (`status`, `result`).
+_STATES: dict[str, CaseOutcome] = {
+    **dict.fromkeys(("fail", "failed", "failure"), "failed"),
+    "error": "error",
+    **dict.fromkeys(("skipped", "notrun", "disabled", "ignored", "suppressed", "pending"), "skipped"),
+}
 _WORST: tuple[CaseOutcome, ...] = ("passed", "skipped", "error", "failed")
 _DEPTH = 50
 # Some codecs of Python do not decode text, and some are extremely slow; test runners write these encodings.
@@ -85,10 +91,10 @@ def _read(path: Path, name: str, most: int) -> TestFile | None:
 
 class _Failures:
     """The failures and errors of one file: those that it contains, and those that the attributes of its outermost
-    suites say."""
+    suites say; also tests of which it contains none."""
 
     def __init__(self) -> None:
-        self._found = self._said = self._level = 0
+        self._found = self._said = self._level = self._tests = self._cases = 0
 
     def begin(self, element: Element, level: int) -> None:
         """Note the attributes of a suite that is `level` elements deep, from 1."""
@@ -97,13 +103,20 @@ class _Failures:
         if numbers and element.tag in ("testsuites", "testsuite") and self._level in (0, level) and level <= 2:
             self._level = level
             self._said += sum(numbers)
+        if element.tag in ("testsuites", "testsuite"):
+            self._tests = max(self._tests, _count(element.get("tests")))
 
     def end(self, element: Element) -> None:
         self._found += element.tag in ("failure", "error")
+        self._cases += element.tag == "testcase"
 
     def find_problem(self) -> str:
         if self._said <= self._found:
-            return ""
+            return (
+                f"its attributes say {self._tests} tests, and it contains none"
+                if self._tests > self._cases == 0
+                else ""
+            )
         return f"its attributes say {self._said} failures and errors, and it contains {self._found}"
 
 
@@ -176,12 +189,16 @@ def _make_suite_case(suite: Element, element: Element) -> TestCase:
 
 
 def _make_case(element: Element) -> TestCase:
-    """The worst of several outcomes: a case that was skipped and failed has failed."""
-    outcome: CaseOutcome = "passed"
+    """The worst of several outcomes, of attributes and elements: a case that was skipped and failed has failed."""
+    said = (_STATES.get((element.get(name) or "").lower(), "passed") for name in ("status", "result"))
+    outcome: CaseOutcome = max(said, key=_WORST.index)
     message = text = ""
     for child in element:
         tag = child.tag.rpartition("}")[2]
-        if tag in _TAGS and _WORST.index(_TAGS[tag]) > _WORST.index(outcome):
+        if tag not in _TAGS:
+            continue
+        worse = _WORST.index(_TAGS[tag]) - _WORST.index(outcome)
+        if worse > 0 or (worse == 0 and not message and not text):
             outcome = _TAGS[tag]
             message = (child.get("message") or "")[:MAX_TEXT]
             text = (child.text or "")[-MAX_TEXT:]

@@ -227,8 +227,29 @@ BROKEN = {
     ),
     "an error of the suite": ('<testsuite><error message="no fixture"/></testsuite>', ["error"], ""),
     "a byte order mark": ('\ufeff<testsuite><testcase name="a"><failure/></testcase></testsuite>', ["failed"], ""),
+    "a test that GoogleTest did not run": (
+        '<testsuite tests="2"><testcase name="a" status="run"/><testcase status="notrun" result="suppressed"/></testsuite>',
+        ["passed", "skipped"],
+        "",
+    ),
+    "states without elements": (
+        '<testsuite><testcase status="failed"/><testcase status="Error"/><testcase status="disabled"/></testsuite>',
+        ["failed", "error", "skipped"],
+        "",
+    ),
+    "numbers alone": (
+        '<testsuites><testsuite tests="5" failures="0"/></testsuites>',
+        [],
+        "say 5 tests, and it contains none",
+    ),
     "no XML": ("\x00\x01 nothing", [], "broken"),
 }
+
+
+def test_the_message_of_a_case_whose_state_says_failed(tmp_path: Path) -> None:
+    text = '<testsuite><testcase status="fail"><failure message="one"/><failure message="two"/></testcase></testsuite>'
+    [file] = read(tmp_path, text.encode())
+    assert [(case.outcome, case.message) for case in file.cases] == [("failed", "one")]
 
 
 @pytest.mark.parametrize("what", BROKEN)
