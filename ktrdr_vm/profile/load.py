@@ -27,7 +27,7 @@ from ktrdr_vm.profile.model import (
     Workspace,
 )
 from ktrdr_vm.profile.requests import is_limited, parse_requests, read_keys
-from ktrdr_vm.profile.schema import PROFILE, check_shape
+from ktrdr_vm.profile.schema import PROFILE, check_shape, find_value
 from ktrdr_vm.profile.strict_yaml import Document, Path, load_yaml
 
 HINT = "correct the profile; `ktrdr-vm validate` shows all its errors, `ktrdr-vm validate --schema` the permitted keys"
@@ -100,7 +100,8 @@ def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Probl
             if path[:1] == ("vars",):
                 problems.append(
                     document.problem(
-                        path, f"the number {written} would become {_find(document.data, path)}; in quotes it is text"
+                        path,
+                        f"the number {written} would become {find_value(document.data, path)}; in quotes it is text",
                     )
                 )
         if not isinstance(parent, str):
@@ -116,12 +117,6 @@ def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Probl
         if len(chain) > MAX_EXTENDS:
             problems.append(document.problem(("extends",), f"more than {MAX_EXTENDS} profiles extend each other"))
             return chain
-
-
-def _find(data: Any, path: Path) -> Any:
-    for part in path:
-        data = data[part]
-    return data
 
 
 def _merge(

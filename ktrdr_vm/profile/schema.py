@@ -234,12 +234,27 @@ def check_shape(document: Document, schema: Schema) -> list[Problem]:
     # Imported with the first document, because commands on existing instances do not need it.
     from ktrdr_vm.profile.validator import validate
 
-    problems = []
+    problems, wrong = [], set()
     for path, message in validate(document.data, schema):
         if message == "unknown key":
             message = _unknown(path, schema)
+        wrong.add(path)
         problems.append(document.problem(path, message, at_key=message.startswith("unknown")))
+    for path, written in document.written.items():
+        # YAML 1.1 has octal numbers: port 0443 would be 291. A variable can be text as well, which its own check says.
+        if path not in wrong and path[:1] != ("vars",):
+            message = (
+                f"the number {written} is {find_value(document.data, path)} in YAML 1.1; write it in plain decimal"
+            )
+            problems.append(document.problem(path, message))
     return problems
+
+
+def find_value(data: Any, path: tuple[str | int, ...]) -> Any:
+    """The value at a path that the document has."""
+    for part in path:
+        data = data[part]
+    return data
 
 
 def _unknown(path: tuple[str | int, ...], schema: Schema) -> str:

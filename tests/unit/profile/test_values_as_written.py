@@ -68,6 +68,14 @@ def test_a_variable_whose_number_would_change_is_refused_at_its_place(text: str)
     assert problem.line == 4 and text in problem.message and "in quotes" in problem.message
 
 
+@pytest.mark.parametrize(("text", "value"), [("0443", 291), ("0x1BB", 443), ("4_43", 443), ("+443", 443), ("0b11", 3)])
+def test_a_whole_number_that_yaml_reads_otherwise_is_refused_at_its_place(text: str, value: int) -> None:
+    with pytest.raises(DocumentError) as caught:
+        load(f"egress: {{allow: [{{host: a.example, ports: [{text}]}}]}}\n")
+    [problem] = caught.value.problems
+    assert problem.line == 4 and f"the number {text} is {value} in YAML 1.1" in problem.message
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("310", 310), ("3.1", 3.1), ("true", True), ("on", True), ("'3.10'", "3.10"), ("-5", -5), ("0", 0)],
