@@ -58,7 +58,9 @@ def parse_forward(text: str) -> tuple[int, str, int]:
     *before, last = text.split(":")
     local = before.pop(0) if before and _is_port(before[0]) else last
     host = before.pop(0) if before else "127.0.0.1"
-    if before or not host or not all(_is_port(part) and 0 < int(part) < 65536 for part in (local, last)):
+    # Anything else ends in the words of OpenSSH, after the ports were announced.
+    named = re.fullmatch("[A-Za-z0-9_][A-Za-z0-9._-]{0,252}", host)
+    if before or not named or not all(_is_port(part) and 0 < int(part) < 65536 for part in (local, last)):
         raise UsageError(
             f"{text!a} names no ports",
             hint="8000, 8001:8000, db:5432 or 15432:db:5432; a port is a number from 1 to 65535",

@@ -186,7 +186,26 @@ def test_a_port_here_and_one_there(text: str, parsed: tuple[int, str, int]) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "0", "65536", "8000:", ":8000", "1:2:3:4", "a:b:1", "8001:db:", "-1", "1:2:3", "8000:x"]
+    "text",
+    [
+        "",
+        "x",
+        "0",
+        "65536",
+        "8000:",
+        ":8000",
+        "1:2:3:4",
+        "a:b:1",
+        "8001:db:",
+        "-1",
+        "1:2:3",
+        "8000:x",
+        "[::1]:80",
+        "a b:80",
+        "-o:80",
+        "x,y:80",
+        "http//x:80",
+    ],
 )
 def test_what_names_no_ports_is_refused(text: str) -> None:
     if text == "1:2:3":
