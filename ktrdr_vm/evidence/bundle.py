@@ -208,7 +208,7 @@ def _write_patches(repository: Repository, base: str, ref: str, folder: Path) ->
     """Write the patch series for `git am`; return its subjects, newest first."""
     folder.mkdir(mode=0o700)
     with open_view(repository.place) as view:
-        return _write_series(view, base, ref, folder)
+        return _write_series(view.apart, base, ref, folder)
 
 
 def _write_series(view: View, base: str, ref: str, folder: Path) -> tuple[Change, ...]:

@@ -332,7 +332,8 @@ def list_changed(view: View, base: str, commit: str) -> tuple[str, ...]:
     """All paths in which a commit differs from the base, pointers of submodules included."""
     options = ("--name-only", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-z")
     with tempfile.TemporaryFile() as listed:
-        view.git("diff", *options, "--end-of-options", base, commit, "--", stdout=listed.fileno(), bounds=BOUNDS)
+        words = (*options, "--end-of-options", base, commit, "--")
+        view.apart.git("diff", *words, stdout=listed.fileno(), bounds=BOUNDS)
         listed.seek(0)
         return tuple(os.fsdecode(name) for name in listed.read().split(b"\0") if name)
 

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import os
+import stat
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ktrdr_vm.errors import UsageError
 from ktrdr_vm.guest.workspace_parts import GITLINK
-from ktrdr_vm.host.git import View, open_view
+from ktrdr_vm.host.git import BOUNDS, View, open_view
 from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.profile.model import Profile, Workspace
 from ktrdr_vm.profile.personal import find_personal
@@ -17,17 +20,47 @@ from ktrdr_vm.profile.personal import find_personal
 def find_uncommitted(view: View, commit: str) -> tuple[list[str], list[str]]:
     """Tracked files that differ from the commit, and those that are gone."""
     options = ("--name-status", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "-z")
-    listed = view.git("diff", *options, commit, "--")
-    # Bytes as they are: a name that is not UTF-8 is still a file's name.
-    words = os.fsdecode(listed.stdout).split("\0")[:-1]
+    refuse_special(view)
+    with tempfile.TemporaryFile() as listed:
+        done = view.git("diff", *options, commit, "--", stdout=listed.fileno(), bounds=BOUNDS, check=False)
+        if done.exit_code != 0:
+            raise UsageError(
+                "the uncommitted changes cannot be listed: they, or the files of the commit, are too large or too many"
+                + (f": {done.error_text[-200:]}" if done.error_text else ""),
+                where=f"the workspace, compared with {commit[:12]}",
+                hint="`git status` shows them: commit or remove them, or set workspace.uncommitted to ignore",
+            )
+        listed.seek(0)
+        # Bytes as they are: a name that is not UTF-8 is still a file's name.
+        words = os.fsdecode(listed.read()).split("\0")[:-1]
     pairs = list(zip(words[0::2], words[1::2], strict=True))
     return [name for status, name in pairs if status != "D"], [name for status, name in pairs if status == "D"]
+
+
+def refuse_special(view: View) -> None:
+    """UsageError if a `.gitattributes` that Git would read is a pipe or a device: it would wait, or read without end.
+
+    Git reads those of the folders of tracked files when it compares the working tree.
+    """
+    listed = os.fsdecode(view.git("ls-files", "-z").stdout).split("\0")
+    folders = {name.rpartition("/")[0] for name in listed}
+    folders |= {folder.rsplit("/", depth)[0] for folder in folders for depth in range(folder.count("/") + 1)}
+    for folder in sorted(folders):
+        name = f"{folder}/.gitattributes" if folder else ".gitattributes"
+        try:
+            mode = os.stat(name, dir_fd=view.checkout.top, follow_symlinks=False).st_mode
+        except OSError:
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise UsageError(
+                f"{name} is neither a file nor a folder", where="the workspace", hint=f"remove it: rm {name}"
+            )
 
 
 def find_new_submodules(view: View, commit: str) -> list[str]:
     """Paths of submodules that the index has, and the commit has not."""
     options = ("--cached", "--raw", "--no-renames", "--diff-filter=AT", "-z")
-    words = os.fsdecode(view.git("diff-index", *options, commit, "--").stdout).split("\0")[:-1]
+    words = os.fsdecode(view.git("diff-index", *options, commit, "--", bounds=BOUNDS).stdout).split("\0")[:-1]
     pairs = zip(words[0::2], words[1::2], strict=True)
     return [name for change, name in pairs if change.split(" ")[1] == GITLINK]
 

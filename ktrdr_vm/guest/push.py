@@ -120,7 +120,7 @@ def _keep_ancestors(view: View, commit: str, tips: Iterable[str]) -> list[str]:
 
 def _make_bundle(view: View, repository: Repository, commit: str, known: list[str], bundle: IO[bytes]) -> None:
     words = ("bundle", "create", "--quiet", "-", "HEAD", *(["--not", *known] if known else []), "--")
-    if view.git(*words, stdout=bundle.fileno(), check=False).exit_code != 0:
+    if view.apart.git(*words, stdout=bundle.fileno(), check=False).exit_code != 0:
         raise UsageError(
             f"objects of {commit[:12]} are missing",
             where=str(repository.root),

@@ -181,7 +181,8 @@ def _make_bundle(view: View, refs: list[str], bundle: IO[bytes], *, check: bool)
     bundle.seek(0)
     bundle.truncate()
     wanted = os.fsencode("\n".join(refs)) + b"\n"
-    return view.git("bundle", "create", "--quiet", "-", "--stdin", stdin=wanted, stdout=bundle.fileno(), check=check)
+    words = ("bundle", "create", "--quiet", "-", "--stdin")
+    return view.apart.git(*words, stdin=wanted, stdout=bundle.fileno(), check=check)
 
 
 def _bundle_alone(repository: Repository, ref: str, shallow: bytes, bundle: IO[bytes]) -> None:

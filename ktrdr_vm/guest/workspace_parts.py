@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ktrdr_vm.host.repository import Repository, find_repository, resolve_commit
 MOST_TAGS = 1000
 _DEFAULTS = ("main", "master")
 GITLINK = "160000"
+# For the names of all files of a commit, of which a few hundred bytes of trees can have 10^12.
+_LISTING = ("prlimit", "--data=1073741824", "--cpu=120", "--fsize=268435456", "--")
 
 
 def find_other_refs(view: View, commit: str) -> tuple[str, list[str]]:
@@ -65,17 +68,32 @@ def _read_refs(view: View, refs: list[str]) -> dict[str, str]:
 def list_submodules(view: View, repository: Repository, note: Callable[[str], None]) -> list[tuple[str, Repository]]:
     """Path and repository of each submodule of the commit. One that cannot be copied is named in a note, and stays
     empty."""
-    listed = os.fsdecode(view.git("ls-tree", "-r", "-z", "--full-tree", repository.commit).stdout).split("\0")
     found = []
-    for line in listed:
-        mode, _, rest = line.partition(" ")
-        if mode != GITLINK:
-            continue
-        recorded, path = rest.removeprefix("commit ").split("\t", 1)
+    for line in _list_gitlinks(view, repository):
+        recorded, path = line.removeprefix(f"{GITLINK} commit ").split("\t", 1)
         submodule = _open(repository, view.checkout.common_path, path, recorded, note)
         if submodule is not None:
             found.append((path, submodule))
     return found
+
+
+def _list_gitlinks(view: View, repository: Repository) -> Iterator[str]:
+    """The lines of `ls-tree` about submodules. UsageError if the names of all files take more than 256 MiB."""
+    with tempfile.TemporaryFile() as listed:
+        words = ("ls-tree", "-r", "-z", "--full-tree", repository.commit)
+        done = view.apart.git(*words, stdout=listed.fileno(), bounds=_LISTING, check=False)
+        if done.exit_code != 0:
+            raise UsageError(
+                "the files of the commit cannot be listed: it has too many, or objects of it are missing"
+                + (f": {done.error_text[-200:]}" if done.error_text else ""),
+                where=f"{repository.root}, commit {repository.commit[:12]}",
+                hint="check the repository with `git fsck`",
+            )
+        listed.seek(0)
+        rest = b""
+        while piece := listed.read(1 << 20):
+            *lines, rest = (rest + piece).split(b"\0")
+            yield from (os.fsdecode(line) for line in lines if line.startswith(GITLINK.encode()))
 
 
 def _open(

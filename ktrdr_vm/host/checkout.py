@@ -22,6 +22,9 @@ from ktrdr_vm.host.beneath import Place, open_folder, open_named_folder, open_re
 
 _MAX_POINTER = 8192
 _MAX_ENTRIES = 2_000_000
+# Git reads these whole. An archive can hold a sparse file of any size.
+_MAX_REF = 8192
+_MOST = {"packed-refs": 1 << 28, "shallow": 1 << 24}
 _HEAD = re.compile(r"ref: refs/[^\x00-\x20\x7f~^:?*\[\\]+|[0-9a-f]{40}|[0-9a-f]{64}")
 _MINE = "clone it with `git clone`, and name the clone with --workspace"
 
@@ -187,9 +190,16 @@ def _refuse_borrowed(common: int, common_path: Path, top: Place) -> None:
     """UsageError unless objects and refs are files of the repository: no links, and no alternates outside."""
     for name in ("objects", "refs"):
         _refuse_links(name, common, top)
-    for name in ("packed-refs", "shallow"):
+    for name, most in _MOST.items():
         read_own(common, name, 0, top)
+        _refuse_large(common, name, most, top)
     _refuse_alternates(common_path / "objects", top, 0)
+
+
+def _refuse_large(folder: int, name: str, most: int, top: Place) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(name, dir_fd=folder, follow_symlinks=False).st_size > most:
+            raise UsageError(f".git: {name} is larger than {most} bytes", where=str(top.path), hint=_MINE)
 
 
 def _refuse_links(name: str, common: int, top: Place) -> None:
@@ -212,6 +222,9 @@ def _refuse_links(name: str, common: int, top: Place) -> None:
                     plain = folder or entry.is_file(follow_symlinks=False)
                     if not plain or seen > _MAX_ENTRIES:
                         what = "contains too many files" if plain else "is a link, a pipe or a device"
+                        raise UsageError(f".git: {shown}/{entry.name} {what}", where=str(top.path), hint=_MINE)
+                    if name == "refs" and not folder and entry.stat(follow_symlinks=False).st_size > _MAX_REF:
+                        what = f"is larger than {_MAX_REF} bytes"
                         raise UsageError(f".git: {shown}/{entry.name} {what}", where=str(top.path), hint=_MINE)
                     if folder:
                         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -28,6 +28,8 @@ LIMIT = 600.0
 COMPLETE = "`git fetch --refetch --no-filter`"
 # For commands that read objects of a guest: a few hundred bytes of trees can name 10^12 files.
 BOUNDS = ("prlimit", "--data=1073741824", "--cpu=120", "--fsize=67108864", "--")
+# For all others: a repository that came as an archive can have refs and objects of any size in a few kilobytes.
+_MEMORY = ("prlimit", "--data=4294967296", "--")
 # In a repository of root, Git also reads files that others wrote: it may read all files then, and change none.
 _NOBODY = 65534
 _CAPABILITY = "dac_read_search"
@@ -99,6 +101,8 @@ ENVIRONMENT = {
 }
 _MAX_CONFIG = 1 << 20
 _MAX_SYMBOLIC = 4096
+# An empty folder of the temporary Git folder.
+_NO_TREE = "ktrdr-no-tree"
 _SHALLOW = re.compile(rb"(?:[0-9a-f]{40}|[0-9a-f]{64})\n")
 
 
@@ -112,6 +116,13 @@ class View:
     writing: bool = False
     partial: bool = False
     """True for a partial clone: objects may be missing, and nothing fetches them."""
+    has_tree: bool = True
+    """False for commands about commits alone: they see no working tree, whose `.gitattributes` may be a pipe."""
+
+    @property
+    def apart(self) -> View:
+        """The same without the working tree."""
+        return replace(self, has_tree=False)
 
     def git(
         self,
@@ -119,7 +130,7 @@ class View:
         check: bool = True,
         stdin: bytes = b"",
         stdout: int | None = None,
-        bounds: tuple[str, ...] = (),
+        bounds: tuple[str, ...] = _MEMORY,
     ) -> process.Completed:
         """Run git. `bounds` is a program that limits what follows it. Without root there is no choice of the user."""
         opened = (self.checkout.top, self.checkout.git_dir, self.checkout.common)
@@ -127,7 +138,7 @@ class View:
             [*(bounds if sys.platform == "linux" else ()), "git", *words],
             self.checkout.owner,
             writing=self.writing,
-            cwd=find_path(self.checkout.top),
+            cwd=find_path(self.checkout.top) if self.has_tree else self.directory / _NO_TREE,
             environment=self.environment,
             check=check,
             stdin=stdin,
@@ -140,13 +151,14 @@ class View:
         with _private_folder() as directory:
             for name in ("HEAD", "config"):
                 (directory / name).write_bytes((self.directory / name).read_bytes())
-            for name in ("objects", "objects/info", "objects/pack", "refs"):
+            for name in ("objects", "objects/info", "objects/pack", "refs", _NO_TREE):
                 (directory / name).mkdir()
             (directory / "objects/info/alternates").write_text(f"{find_path(self.checkout.common)}/objects\n")
             if (self.directory / "shallow").is_symlink():
                 (directory / "shallow").symlink_to((self.directory / "shallow").readlink())
             _hand_over(directory, self.checkout.owner, self.writing)
-            yield replace(self, directory=directory, environment={**self.environment, "GIT_DIR": str(directory)})
+            environment = {**self.environment, "GIT_DIR": str(directory)}
+            yield replace(self, directory=directory, environment=environment, has_tree=False)
 
 
 @contextlib.contextmanager
@@ -161,6 +173,7 @@ def open_view(top: Place, *, writing: bool = False, shallow: bytes | None = None
         found = _read_config(checkout, top)
         (directory / "config").write_text(_make_config(found, top))
         (directory / "HEAD").write_bytes(os.fsencode(head or checkout.head) + b"\n")
+        (directory / _NO_TREE).mkdir()
         common = find_path(checkout.common)
         for name in ("objects", "refs", "packed-refs"):
             (directory / name).symlink_to(common / name)

@@ -128,7 +128,7 @@ def _write(view: View, path: Path, wanted: Sequence[str]) -> bool:
     """Write a bundle. False if it would have no commit."""
     with path.open("wb") as file:
         words = ("bundle", "create", "--quiet", "-", "--stdin")
-        done = view.git(*words, stdin=os.fsencode("\n".join(wanted)) + b"\n", stdout=file.fileno(), check=False)
+        done = view.apart.git(*words, stdin=os.fsencode("\n".join(wanted)) + b"\n", stdout=file.fileno(), check=False)
     if done.exit_code == 0:
         return True
     path.unlink()

@@ -20,11 +20,12 @@ from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import load_playbook, place_playbook
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.gates.runner import run_playbook
+from ktrdr_vm.guest.loose_names import refuse_special
 from ktrdr_vm.guest.personalize import make_environment, personalize
 from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host import process
 from ktrdr_vm.host.beneath import Place, open_file
-from ktrdr_vm.host.git import open_view
+from ktrdr_vm.host.git import BOUNDS, open_view
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.repository import Repository
@@ -121,9 +122,9 @@ def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> st
     tracked = [f":(literal){name}" for name in files if (repository.root / name).exists()]
     with open_view(repository.place) as view:
         # The working tree is compared with the commit, so staged changes count as well.
-        if view.git(
-            "diff", "--quiet", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all", "HEAD", "--", check=False
-        ).exit_code:
+        refuse_special(view)
+        options = ("--quiet", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
+        if view.git("diff", *options, "HEAD", "--", check=False, bounds=BOUNDS).exit_code:
             return "the repository has uncommitted changes"
         known = view.git("ls-files", "--error-unmatch", "--", *tracked, check=False) if tracked else None
     return (

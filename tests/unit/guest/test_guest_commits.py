@@ -31,6 +31,7 @@ class Git:
         self.asked: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
         self._answer = answer
         self.directory = Path("/nonexistent")
+        self.apart = self
 
     @contextlib.contextmanager
     def open(self, _place: object, *, writing: bool = False) -> Iterator[Git]:
@@ -97,9 +98,10 @@ def test_trees_that_name_too_many_files_are_refused_within_bounds(
     assert [words[0] for words, _ in git.asked].count("fetch") == 1
 
 
-def test_names_that_are_no_utf8_are_kept_as_they_are() -> None:
+def test_names_that_are_no_utf8_are_kept_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = {"diff": b"M\0a\xff\nb\0D\0-rf \xfe\0", "ls-files": b"u\xfd\0"}
     git: Any = Git(lambda words: listed[words[0]])
+    monkeypatch.setattr(loose_names, "refuse_special", lambda view: None)
     changed, deleted = loose_names.find_uncommitted(git, "a" * 40)
     assert [os.fsencode(name) for name in (*changed, *deleted)] == [b"a\xff\nb", b"-rf \xfe"]
     assert loose_names._list_untracked(git, "*") == [os.fsdecode(b"u\xfd")]

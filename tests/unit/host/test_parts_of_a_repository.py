@@ -93,3 +93,12 @@ def test_a_symbolic_ref_that_became_a_link_is_not_followed(repository: Path, tmp
     with open_checkout(Place(repository)) as checkout:
         (repository / ".git/refs/remotes").symlink_to(tmp_path)
         assert read_symbolic_ref(View(checkout, repository, {}), "refs/remotes/elsewhere") == ""
+
+
+@pytest.mark.parametrize("part", ["refs/heads/main", "refs/heads/deep/er", "packed-refs", "shallow"])
+def test_a_part_that_git_reads_whole_has_a_largest_size(repository: Path, part: str) -> None:
+    path = repository / ".git" / part
+    path.touch()
+    os.truncate(path, 1 << 32)
+    with pytest.raises(UsageError, match="is larger than"), open_checkout(Place(repository)):
+        pass
