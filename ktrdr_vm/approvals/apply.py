@@ -24,6 +24,7 @@ from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.secret import Secret as SecretResource
 from ktrdr_vm.instance.secret_sources import read_source
+from ktrdr_vm.policy.ceiling import check_presets, check_uses
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, refuse_secret
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.model import Secret
@@ -218,7 +219,7 @@ def _check_source(loaded: LoadedInstance, policy: OwnerPolicy, source: Secret | 
             where=loaded.instance_id,
             hint="name it with --env VARIABLE or --file PATH",
         )
-    refused = refuse_secret(source, policy, loaded.plan.facts.workspace or "/")
+    refused = refuse_secret(source, policy, loaded.plan.facts.workspace or "/") or _refuse_use(loaded, policy, source)
     if refused:
         raise UsageError(
             refused,
@@ -228,6 +229,16 @@ def _check_source(loaded: LoadedInstance, policy: OwnerPolicy, source: Secret | 
     # Read once now, so that an approval whose secret cannot be read is not recorded.
     read_source(source)
     return {"env": source.env} if source.env else {"file": source.file}
+
+
+def _refuse_use(loaded: LoadedInstance, policy: OwnerPolicy, source: Secret) -> str:
+    """The reason why the secret may not be in a guest with the destinations of this profile, or an empty text."""
+    profile = loaded.plan.profile
+    brokered = tuple(secret for secret in profile.secrets if secret.broker is not None)
+    # Those of the profile that are delivered were checked with it; brokered ones add destinations.
+    asked = replace(profile, secrets=(*brokered, source))
+    problems = check_uses(asked, policy.uses) + check_presets(asked, loaded.plan.facts.presets, None, policy.uses)
+    return next((message for _, message in problems if message), "")
 
 
 def _make_entry(answer: Answer) -> Secret:
