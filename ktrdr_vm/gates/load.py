@@ -20,13 +20,15 @@ from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
 # Limit of all files that one playbook sends.
 MAX_TOTAL = 512 * 1024 * 1024
+# Limit of the places where such files are searched: each task has three, and three more in every role.
+MAX_SEARCHED = 50_000
 
 
 def _find_files(playbook: Playbook, folder: Place, read: dict[str, bytes]) -> dict[str, str]:
     """The files that were read, and those that tasks send, with their digests; see `Playbook.files`. A name that is an
     expression is known only when its task runs."""
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in read.items()}
-    total = 0
+    total = searched = 0
     for task in _tasks(node for play in playbook.plays for node in (*play.tasks, *play.handlers)):
         source = task.arguments.get("src") or str(task.arguments.get("cmd", "")).split(" ")[0]
         if task.module not in ("copy", "template", "script") or not isinstance(source, str) or not source:
@@ -38,6 +40,13 @@ def _find_files(playbook: Playbook, folder: Place, read: dict[str, bytes]) -> di
             for found, (digest, size) in _digest_source(folder, name).items():
                 digests[found] = digest
                 total += size
+                searched += 1
+            if searched > MAX_SEARCHED:
+                raise UsageError(
+                    f"the files that this playbook copies are searched in more than {MAX_SEARCHED} places",
+                    where=str(playbook.path),
+                    hint="copy whole folders in fewer tasks, or split the playbook into several gates",
+                )
             if total > MAX_TOTAL:
                 raise UsageError(
                     f"the files that this playbook copies are larger than {MAX_TOTAL >> 20} MiB in total",

@@ -130,10 +130,14 @@ def find_mount_id(descriptor: int) -> str:
     if sys.platform != "linux":
         # A client on another system has no instances; only the file system can be determined there.
         return str(os.fstat(descriptor).st_dev)
-    with Path(f"/proc/self/fdinfo/{descriptor}").open(encoding="ascii") as file:
-        for line in file:
-            if line.startswith("mnt_id:"):
-                return line.split()[1]
+    # Read without a file object: this is done for every component of every path.
+    facts = os.open(f"/proc/self/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for line in os.read(facts, 4096).split(b"\n"):
+            if line.startswith(b"mnt_id:"):
+                return line.split()[1].decode("ascii")
+    finally:
+        os.close(facts)
     raise HostError(
         "the kernel does not report the mount of a file",
         where="/proc/self/fdinfo",

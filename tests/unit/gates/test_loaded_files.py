@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ktrdr_vm.errors import UsageError
+from ktrdr_vm.gates import load
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import load_playbook
 from ktrdr_vm.gates.runner import run_playbook
@@ -92,3 +94,21 @@ def test_every_file_that_a_task_names_is_in_the_digest(tmp_path: Path, module: s
         (tmp_path / "folder/sent").rename(tmp_path / "folder/renamed")
         found.add(load_playbook(path).digest)
     assert len(found) == (3 if module == "folder" else 2)
+
+
+def test_the_places_where_files_are_searched_are_bounded(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each task has three, and three more in every role: a few files could name millions."""
+    monkeypatch.setattr(load, "MAX_SEARCHED", 200)
+    for number in range(10):
+        (gate.root / f"roles/r{number}/tasks").mkdir(parents=True)
+        (gate.root / f"roles/r{number}/tasks/main.yaml").write_text("- {name: x, debug: {msg: x}}\n")
+    copies = "".join(f"    - {{name: c{number}, copy: {{src: f{number}, dest: /x}}}}\n" for number in range(6))
+    text = (
+        f"- hosts: all\n  gather_facts: false\n  roles: [{', '.join(f'r{number}' for number in range(10))}]\n  tasks:\n"
+    )
+    path = gate.root / "p.yaml"
+    path.write_text(text + copies)
+    load_playbook(path)
+    path.write_text(text + copies + copies.replace("src: f", "src: g"))
+    with pytest.raises(UsageError, match="searched in more than 200 places"):
+        load_playbook(path)
