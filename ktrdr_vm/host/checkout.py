@@ -24,8 +24,10 @@ _MAX_POINTER = 8192
 _MAX_ENTRIES = 2_000_000
 # Git reads these whole. An archive can hold a sparse file of any size.
 _MAX_REF = 8192
+_MAX_ALTERNATES = 4
 _MOST = {"packed-refs": 1 << 28, "shallow": 1 << 24}
 _HEAD = re.compile(r"ref: refs/[^\x00-\x20\x7f~^:?*\[\\]+|[0-9a-f]{40}|[0-9a-f]{64}")
+_COPY_OBJECTS = "`git repack -a -d && rm .git/objects/info/alternates` copies them into the repository"
 _MINE = "clone it with `git clone`, and name the clone with --workspace"
 
 
@@ -193,7 +195,7 @@ def _refuse_borrowed(common: int, common_path: Path, top: Place) -> None:
     for name, most in _MOST.items():
         read_own(common, name, 0, top)
         _refuse_large(common, name, most, top)
-    _refuse_alternates(common_path / "objects", top, 0)
+    _refuse_alternates(common_path / "objects", top, 0, set())
 
 
 def _refuse_large(folder: int, name: str, most: int, top: Place) -> None:
@@ -237,22 +239,43 @@ def _refuse_links(name: str, common: int, top: Place) -> None:
             os.close(descriptor)
 
 
-def _refuse_alternates(objects: Path, top: Place, depth: int) -> None:
-    """Alternate objects must be in the workspace too. Otherwise the id of a commit would suffice to read another
-    project."""
-    try:
-        with open_folder(Place(objects), ("info",)) as info:
-            text = _read_text(info, "alternates", top) or ""
-    except FileNotFoundError:
+def _refuse_alternates(objects: Path, top: Place, depth: int, seen: set[Path]) -> None:
+    """Alternate objects must be in the workspace too, as files. Otherwise the id of a commit would suffice to read
+    another project. Folders in `seen` are not read again: a few that name each other many times would take for ever."""
+    if objects in seen:
         return
-    for line in text.splitlines():
-        if not line or line.startswith("#"):
-            continue
+    seen.add(objects)
+    for line in _read_alternates(objects, top):
         borrowed = Path(os.path.normpath(objects / line)).resolve()
-        if depth > 4 or not borrowed.is_relative_to(top.root.resolve()):
+        if depth > _MAX_ALTERNATES or not borrowed.is_relative_to(top.root.resolve()):
             raise UsageError(
                 f"the repository uses objects of {borrowed}, which is outside of the workspace",
                 where=str(top.path),
-                hint="`git repack -a -d && rm .git/objects/info/alternates` copies them into the repository",
+                hint=_COPY_OBJECTS,
             )
-        _refuse_alternates(borrowed, top, depth + 1)
+        if os.path.lexists(borrowed):
+            with open_folder(Place(borrowed.parent)) as above:
+                _refuse_links(borrowed.name, above, top)
+        _refuse_alternates(borrowed, top, depth + 1, seen)
+
+
+def _read_alternates(objects: Path, top: Place) -> list[str]:
+    """The paths in `objects/info/alternates`, as Git reads them. UsageError for a file that could be read otherwise."""
+    try:
+        with open_folder(Place(objects), ("info",)) as info:
+            raw = read_own(info, "alternates", _MAX_POINTER + 1, top) or b""
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(
+            f"{objects}/info cannot be opened as a folder: {error.strerror}", where=str(top.path), hint=_MINE
+        ) from None
+    lines = [line for line in raw.split(b"\n") if line and not line.startswith(b"#")]
+    # Git takes quotes off a path, and ends at a NUL.
+    if len(raw) > _MAX_POINTER or b"\0" in raw or any(line.startswith(b'"') for line in lines):
+        raise UsageError(
+            f"{objects}/info/alternates is longer than {_MAX_POINTER} bytes, or has a path in quotes",
+            where=str(top.path),
+            hint=_COPY_OBJECTS,
+        )
+    return [os.fsdecode(line) for line in lines]

@@ -403,10 +403,28 @@ def _alternates(workspace: Path, other: Path) -> None:
     (workspace / ".git/refs/heads/main").write_text(git(other, "rev-parse", "HEAD") + "\n")
 
 
+def _quoted(workspace: Path, other: Path) -> None:
+    """As Git reads it, without the quotes."""
+    _alternates(workspace, other)
+    (workspace / ".git/objects/info/alternates").write_text(f'"{other}/.git/objects"\n')
+
+
+def _linked_alternates(workspace: Path, other: Path) -> None:
+    """Objects in the workspace, all of which are links."""
+    _alternates(workspace, other)
+    (workspace / "o").mkdir()
+    for one in (other / ".git/objects").iterdir():
+        if one.name != "info":
+            (workspace / "o" / one.name).symlink_to(one)
+    (workspace / ".git/objects/info/alternates").write_text(f"{workspace}/o\n")
+
+
 @pytest.mark.parametrize(
     "make",
     [
         _link,
+        _quoted,
+        _linked_alternates,
         _pointer,
         _evil_worktree,
         _alternates,
