@@ -46,6 +46,7 @@ _READER = (
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 REF = re.compile(r"refs/(?:[A-Za-z0-9_=+-][A-Za-z0-9_.=+-]*/)*[A-Za-z0-9_=+-][A-Za-z0-9_.=+-]*")
 
+# An index of several packs names them by paths, which may lead to another repository; each pack has its own as well.
 _CONFIG = """[core]
 \trepositoryFormatVersion = {version}
 \tbare = false
@@ -56,6 +57,7 @@ _CONFIG = """[core]
 \tattributesFile = /dev/null
 \texcludesFile = /dev/null
 \tbigFileThreshold = 64m
+\tmultiPackIndex = false
 [pack]
 \twindowMemory = 512m
 \tthreads = 2

@@ -4,6 +4,8 @@ along."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import os
 import re
 import subprocess
@@ -419,10 +421,33 @@ def _linked_alternates(workspace: Path, other: Path) -> None:
     (workspace / ".git/objects/info/alternates").write_text(f"{workspace}/o\n")
 
 
+def _foreign_pack(workspace: Path, other: Path) -> None:
+    """An index of several packs that names one of the other repository."""
+    git(other, "gc", "-q")
+    git(other, "multi-pack-index", "write")
+    [pack] = (other / ".git/objects/pack").glob("*.idx")
+    made = (other / ".git/objects/pack/multi-pack-index").read_bytes()
+    table = [
+        (made[at : at + 4], int.from_bytes(made[at + 4 : at + 12])) for at in range(12, 12 + 12 * (made[6] + 1), 12)
+    ]
+    parts = {name: made[begin:end] for (name, begin), (_, end) in itertools.pairwise(table)}
+    _alternates(workspace, other)
+    (workspace / ".git/objects/info/alternates").unlink()
+    folder = workspace / ".git/objects/pack"
+    path = os.fsencode(os.path.relpath(pack, folder)) + b"\0"
+    parts[b"PNAM"] = path + b"\0" * (-len(path) % 4)
+    content, begin = made[:12], 12 + 12 * len(table)
+    for name, part in parts.items():
+        content, begin = content + name + begin.to_bytes(8), begin + len(part)
+    content += bytes(4) + begin.to_bytes(8) + b"".join(parts.values())
+    (folder / "multi-pack-index").write_bytes(content + hashlib.sha1(content).digest())
+
+
 @pytest.mark.parametrize(
     "make",
     [
         _link,
+        _foreign_pack,
         _quoted,
         _linked_alternates,
         _pointer,
