@@ -27,6 +27,18 @@ def find_home_folder() -> Path:
         ) from None
 
 
+def find_own_folder(variable: str, default: str) -> Path:
+    """The folder of this program in one of the user's folders, as the XDG Base Directory Specification names them: by a
+    variable that is an absolute path, else `default` in the home directory. It need not exist."""
+    named = os.environ.get(variable, "")
+    return (Path(named) if named.startswith("/") else find_home_folder() / default) / "ktrdr-vm"
+
+
+def find_configuration() -> Path:
+    """The folder of this user's configuration; it need not exist."""
+    return find_own_folder("XDG_CONFIG_HOME", ".config")
+
+
 def find_account_folder(uid: int) -> str:
     """The home directory of an account; /nonexistent for a number without one."""
     try:

@@ -34,7 +34,7 @@ from pathlib import Path
 
 from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.identity import SSH_SUFFIX
-from ktrdr_vm.users import find_changeable, find_home_folder
+from ktrdr_vm.users import find_changeable, find_own_folder
 
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 DEFAULT_HOME = Path("/var/lib/ktrdr-vm")
@@ -230,17 +230,7 @@ def _find_default() -> Path:
     """For root the directory of the host, for other users a folder in their own state directory."""
     if os.geteuid() == 0:
         return DEFAULT_HOME
-    return _find_own("XDG_STATE_HOME", ".local/state")
-
-
-def find_configuration() -> Path:
-    """The folder of this user's configuration; it need not exist."""
-    return _find_own("XDG_CONFIG_HOME", ".config")
-
-
-def _find_own(variable: str, default: str) -> Path:
-    named = os.environ.get(variable, "")
-    return (Path(named) if named.startswith("/") else find_home_folder() / default) / "ktrdr-vm"
+    return find_own_folder("XDG_STATE_HOME", ".local/state")
 
 
 def find_shipped(kind: str, name: str) -> Path | None:

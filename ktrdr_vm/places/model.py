@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ktrdr_vm.errors import DocumentError, UsageError
-from ktrdr_vm.host.paths import find_configuration
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.schema import check_shape
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES, load_yaml
+from ktrdr_vm.users import find_configuration
 
 Kind = Literal["local", "ssh", "slurm"]
 # What OpenSSH takes as a destination; it cannot begin with a dash, which would make it an option.

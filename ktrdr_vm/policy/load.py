@@ -9,7 +9,7 @@ from ktrdr_vm.errors import HostError
 from ktrdr_vm.policy.owner_policy import POLICY_PATH, OwnerPolicy, parse_policy
 from ktrdr_vm.profile.collector import Collector, parse_headers
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
-from ktrdr_vm.users import find_changeable, find_home_folder, in_user_namespace, is_trusted_owner
+from ktrdr_vm.users import find_changeable, find_configuration, in_user_namespace, is_trusted_owner
 
 
 def find_policy() -> Path:
@@ -18,9 +18,7 @@ def find_policy() -> Path:
     path = Path(POLICY_PATH)
     if (os.geteuid() == 0 and not in_user_namespace()) or path.exists():
         return path
-    named = os.environ.get("XDG_CONFIG_HOME", "")
-    configuration = Path(named) if named.startswith("/") else find_home_folder() / ".config"
-    return configuration / "ktrdr-vm" / "policy.yaml"
+    return find_configuration() / "policy.yaml"
 
 
 def read_policy() -> OwnerPolicy:

@@ -86,6 +86,7 @@ def test_a_living_instance_and_everybody_else(living: Person, bob: Person, lab: 
     assert alice.run("cp", "sent", "kept:/tmp/sent").code == 0
     assert alice.run("exec", "kept", "--", "cat", "/tmp/sent").stdout == "bytes"
     _forwards_a_port_of_this_host(alice)
+    _is_answered_by_the_persons_policy(alice)
     _nobody_else_finds_it(alice, bob, lab)
     _other_rules_and_packets_are_no_matter(alice)
     for part in ("world.root", "world.keeper", "libvirtd", "pasta", "egress.guard"):
@@ -100,6 +101,24 @@ def test_a_living_instance_and_everybody_else(living: Person, bob: Person, lab: 
     assert alice.find("qemu-system") == []
     assert alice.run("resume", "kept").code == 0
     assert alice.run("exec", "kept", "--", "cat", "/tmp/sent").stdout == "bytes"
+
+
+POLICY = "escalations: {approve: [{host: evil.test.lab, ports: [80], longest: 2m}]}\n"
+ASK = (
+    "ktrdr-escalate network evil.test.lab 80 --seconds 60 --blocked it --why so --option wait --recommendation allow"
+    " --decision 'may I' --evidence log && curl -sf -m 20 http://evil.test.lab/"
+)
+
+
+def _is_answered_by_the_persons_policy(alice: Person) -> None:
+    """The guard reads it, whose home directory in the world is that of root."""
+    policy = alice.home / ".config/ktrdr-vm/policy.yaml"
+    subprocess.run(["mkdir", "-p", policy.parent], check=True, user=alice.uid)
+    policy.write_text(POLICY)
+    os.chown(policy, alice.uid, alice.uid)
+    asked = alice.run("exec", "kept", "--", "sh", "-c", ASK)
+    assert asked.code == 0, asked.stderr
+    policy.unlink()
 
 
 def _forwards_a_port_of_this_host(alice: Person) -> None:

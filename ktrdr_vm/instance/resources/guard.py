@@ -21,6 +21,7 @@ from ktrdr_vm.instance.guard_status import START_LIMIT, find_faults, wait_servin
 from ktrdr_vm.instance.resources.base import Resource
 from ktrdr_vm.plan.plan import canonical_json, plain
 from ktrdr_vm.policy.load import read_collector_headers
+from ktrdr_vm.users import find_configuration, in_user_namespace
 
 STOP_LIMIT = 5.0
 
@@ -55,7 +56,10 @@ class Guard(Resource):
             )
             with os.fdopen(log_file, "ab") as log:
                 started = process.start_module(
-                    "ktrdr_vm.egress.guard", [directory], streams=process.Streams(stdout=ready_write, stderr=log)
+                    "ktrdr_vm.egress.guard",
+                    [directory],
+                    environment=_name_configuration(),
+                    streams=process.Streams(stdout=ready_write, stderr=log),
                 )
             os.close(ready_write)
             ready_write = -1
@@ -195,6 +199,11 @@ class Guard(Resource):
     def by_hand(self) -> str:
         pids = " ".join(str(pid) for pid in find_guards(self.target.paths.guard))
         return (f"kill -KILL {pids}; " if pids else "") + f"rm -r {self.target.paths.guard}"
+
+
+def _name_configuration() -> dict[str, str]:
+    """In a world, the guard reads the policy of the person, whose home directory is not that of root."""
+    return {"XDG_CONFIG_HOME": str(find_configuration().parent)} if in_user_namespace() else {}
 
 
 def _holds(path: Path, text: str) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ktrdr_vm.egress import escalations as desk_module
 from ktrdr_vm.egress.escalations import EscalationSupervisor
 from ktrdr_vm.egress.ledger import Ledger
-from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
+from ktrdr_vm.errors import DocumentError, HostError, KtrdrError, UsageError
 from ktrdr_vm.escalation.decision import check_request, is_preapproved
 from ktrdr_vm.escalation.packet import KINDS, Packet, parse_packet
 from ktrdr_vm.escalation.store import Answer, EscalationStore
@@ -165,6 +165,22 @@ def test_a_pre_approval_is_recorded_with_the_end_that_the_guard_gave(
     found = store.find("e1")
     assert (granting.given, found.state) == (["e1"], "approved")
     assert found.answer is not None and found.answer.ends is not None and not found.answer.waiting
+
+
+def test_a_policy_that_cannot_be_read_leaves_it_to_a_person_and_tells_the_guest_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> OwnerPolicy:
+        raise HostError("the owner's policy cannot be read", where="/home/alice/policy.yaml", hint="chmod")
+
+    monkeypatch.setattr(desk_module, "read_policy", refuse)
+    store, ledger = EscalationStore(tmp_path / "escalations", "one"), Ledger(tmp_path / "ledger", "one")
+    supervisor = EscalationSupervisor(tmp_path, store, None, 0, (0, 0), ledger, Granting())  # type: ignore[arg-type]
+    made, _ = store.submit(packet())
+    supervisor._arrived(made)
+    assert store.find("e1").state == "pending"
+    ledger.close()
+    assert "cannot be read" in (tmp_path / "ledger").read_text()
 
 
 def test_what_the_owners_line_forbids_waits_for_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
