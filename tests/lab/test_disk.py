@@ -29,7 +29,8 @@ from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance.instance import Instance
 
-pytestmark = pytest.mark.usefixtures("image")
+# The daemons of a world, and the proxy, see no file system that is mounted in another mount namespace.
+pytestmark = [pytest.mark.usefixtures("image"), pytest.mark.host_root]
 
 PROFILE = "version: 1\nname: disk\nimage: debian-13-docker\nresources: {vcpus: 1, memory: 512MiB, disk: 10GiB}\n"
 _NUMBERS = itertools.count()

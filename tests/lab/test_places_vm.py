@@ -19,7 +19,8 @@ from laboratory.instances import make_workspace
 from laboratory.lab import Lab
 from laboratory.recorder import wait_until
 
-pytestmark = pytest.mark.usefixtures("image")
+# sshd needs rights that the root of a world does not have.
+pytestmark = [pytest.mark.usefixtures("image"), pytest.mark.host_root]
 
 PROFILE = """\
 version: 1

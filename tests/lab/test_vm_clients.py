@@ -89,14 +89,24 @@ def test_ansible_itself_reaches_it_and_runs_a_playbook(lab: Lab, instance: LabIn
     assert "StrictHostKeyChecking=yes" in words and "ForwardAgent=no" in words, (
         "the pinned key binds Ansible's own OpenSSH too"
     )
-    tool = Path(sys.executable).parent
     environment = {
         **os.environ,
         "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"),
         "HOME": str(tmp_path),
         "LC_ALL": "C.UTF-8",
     }
-    ping = call(tool / "ansible", "-i", inventory, instance.instance_id, "-m", "ping", environment=environment)
+    ping = call(
+        sys.executable,
+        "-m",
+        "ansible",
+        "adhoc",
+        "-i",
+        inventory,
+        instance.instance_id,
+        "-m",
+        "ping",
+        environment=environment,
+    )
     assert ping.returncode == 0 and '"ping": "pong"' in ping.stdout, ping.stdout + ping.stderr
     playbook = tmp_path / "play.yaml"
     playbook.write_text(
@@ -104,7 +114,7 @@ def test_ansible_itself_reaches_it_and_runs_a_playbook(lab: Lab, instance: LabIn
         "    - ansible.builtin.command: {cmd: hostname}\n      register: said\n"
         f"    - ansible.builtin.assert: {{that: [\"said.stdout == '{instance.instance_id}'\"]}}\n"
     )
-    played = call(tool / "ansible-playbook", "-i", inventory, playbook, environment=environment)
+    played = call(sys.executable, "-m", "ansible", "playbook", "-i", inventory, playbook, environment=environment)
     assert played.returncode == 0, played.stdout + played.stderr
 
 

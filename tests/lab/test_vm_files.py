@@ -59,6 +59,7 @@ def test_a_remount_in_the_guest_changes_nothing_on_the_host(instance: LabInstanc
     assert {"ro", "nosuid", "nodev"} <= options
 
 
+@pytest.mark.host_root  # where libvirtd can start virtiofsd
 def test_with_a_writable_bind_the_same_write_gets_through(lab: Lab, instance: LabInstance) -> None:
     """The control: the same folder, exported once more from a bind that is not read-only."""
     shared, bind = instance.workspace / "shared", lab.scratch / "control"
@@ -92,6 +93,7 @@ def test_a_bind_that_somebody_made_writable_is_noticed(instance: LabInstance) ->
         subprocess.run(["mount", "-o", "remount,bind,ro,nosuid,nodev", bind], check=True, timeout=10)
 
 
+@pytest.mark.host_root  # who can make devices
 def test_links_and_special_files_that_the_host_put_there_stay_the_guests_own(instance: LabInstance) -> None:
     """Row 25: a link resolves in the guest, a device does not open, a setuid file gives nothing."""
     shared = instance.workspace / "shared"

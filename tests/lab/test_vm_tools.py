@@ -18,7 +18,8 @@ from laboratory.command import run, start
 from laboratory.lab import Lab
 from laboratory.toolserver import NAME, REGISTRY, REGISTRY_PORT, ToolServer, running_tool_server
 
-pytestmark = pytest.mark.usefixtures("image")
+# sshd needs rights that the root of a world does not have.
+pytestmark = [pytest.mark.usefixtures("image"), pytest.mark.host_root]
 
 REPOSITORY = f"{REGISTRY}:{REGISTRY_PORT}"
 PROFILE = f"""\
