@@ -119,6 +119,18 @@ def open_checkout(top: Place) -> Iterator[Checkout]:
         yield Checkout(folder, git_dir, common, common_path, head, (facts.st_uid, facts.st_gid))
 
 
+def refuse_other_tree(checkout: Checkout, tree: Path, top: Place) -> None:
+    """UsageError if `tree`, of `core.worktree`, is another folder: the person's files are there, and not beside
+    `.git`."""
+    if not _is_same(tree, checkout.top):
+        raise UsageError(
+            f"the repository keeps its files in another folder, {os.path.realpath(tree)} (core.worktree)",
+            where=str(top.path),
+            hint="clone it with `git clone`, and name the clone with --workspace; or, if its files are in this"
+            " folder, run `git config --unset core.worktree`",
+        )
+
+
 def read_own(folder: int, name: str, limit: int, top: Place) -> bytes | None:
     """A regular file in a folder of the repository; None if it does not exist. UsageError for a link."""
     try:

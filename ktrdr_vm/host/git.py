@@ -21,7 +21,7 @@ from pathlib import Path
 from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.host import process
 from ktrdr_vm.host.beneath import Place, open_file
-from ktrdr_vm.host.checkout import Checkout, open_checkout, read_own
+from ktrdr_vm.host.checkout import Checkout, open_checkout, read_own, refuse_other_tree
 
 LIMIT = 600.0
 # `--refetch` alone applies the filter of the clone again.
@@ -41,6 +41,7 @@ _READER = (
     "--clear-groups",
     "--no-new-privs",
     *(f"--{kind}=-all,+{_CAPABILITY}" for kind in ("inh-caps", "ambient-caps", "bounding-set")),
+    "--",
 )
 # Words of a document that may become arguments of Git.
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -173,6 +174,8 @@ def open_view(top: Place, *, writing: bool = False, shallow: bytes | None = None
     """
     with open_checkout(top) as checkout, _private_folder() as directory:
         found = _read_config(checkout, top)
+        if tree := _find_tree(checkout, found, top):
+            refuse_other_tree(checkout, find_path(checkout.git_dir) / tree, top)
         (directory / "config").write_text(_make_config(found, top))
         (directory / "HEAD").write_bytes(os.fsencode(head or checkout.head) + b"\n")
         (directory / _NO_TREE).mkdir()
@@ -245,9 +248,18 @@ def require_ref(word: object, where: str) -> str:
     raise UsageError(f"{word!a:.100} is not a ref", where=where, hint="the documents of a run name refs beneath refs/")
 
 
-def _read_config(checkout: Checkout, top: Place) -> dict[str, str]:
+def _find_tree(checkout: Checkout, found: Mapping[str, str], top: Place) -> str:
+    """`core.worktree`, from the folder of HEAD. A linked working tree has the one of its `config.worktree`, as in
+    Git."""
+    tree = "" if checkout.git_dir != checkout.common else found.get("core.worktree", "")
+    if found.get("extensions.worktreeconfig", "false").lower() != "false":
+        tree = _read_config(checkout, top, checkout.git_dir, "config.worktree").get("core.worktree", tree)
+    return tree
+
+
+def _read_config(checkout: Checkout, top: Place, folder: int = -1, name: str = "config") -> dict[str, str]:
     """The configuration of the repository, parsed as text without includes. Keys are in lower case."""
-    raw = read_own(checkout.common, "config", _MAX_CONFIG, top) or b""
+    raw = read_own(checkout.common if folder < 0 else folder, name, _MAX_CONFIG, top) or b""
     listed = _list_settings(raw, checkout.owner)
     if listed.exit_code != 0:
         _list_settings.cache_clear()

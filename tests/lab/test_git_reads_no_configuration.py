@@ -494,3 +494,24 @@ def test_root_s_own_repository_is_read_by_somebody_who_can_change_nothing(tmp_pa
         assert ran.text.startswith("65534\n") and "Permission denied" in ran.error_text
         assert not (repository / "made").exists()
         assert view.git("rev-parse", "HEAD").text.strip() == found.commit
+
+
+@pytest.mark.parametrize("file", ["config", "config.worktree"])
+def test_a_tree_that_is_elsewhere_is_refused_with_its_place(tmp_path: Path, file: str) -> None:
+    repository, other = make_repository(tmp_path / "r"), tmp_path / "other"
+    other.mkdir()
+    if file == "config.worktree":
+        git(repository, "config", "extensions.worktreeConfig", "true")
+    git(repository, "config", "--file", f".git/{file}", "core.worktree", "../../other")
+    with pytest.raises(UsageError, match=rf"another folder, {other} \(core.worktree\)") as caught:
+        find_repository(repository)
+    assert caught.value.where == str(repository)
+    git(repository, "config", "--file", f".git/{file}", "core.worktree", "..")
+    assert find_repository(repository).branch == "main"
+
+
+def test_a_linked_tree_does_not_have_the_tree_of_the_main_repository(tmp_path: Path) -> None:
+    linked, other = _worktree(tmp_path), tmp_path / "other"
+    other.mkdir()
+    git(tmp_path / "main", "config", "core.worktree", str(other))
+    assert find_repository(linked).branch == "side"
