@@ -71,6 +71,10 @@ Owner = tuple[int, int]
 # the next `gc`. The thread that starts it must wait for it.
 DIES_WITH_CALLER = ("setpriv", "--pdeathsig", "KILL", "--")
 
+# Programs that limit the one in their last words.
+_LIMITING = ("setpriv", "prlimit")
+_LIMIT_SIGNALS = {"SIGXCPU": " (its limit of CPU time)", "SIGXFSZ": " (its limit of the size of a file)"}
+
 _observers: list[Callable[[ProgramCall], None]] = []
 _secrets: set[bytes] = set()
 
@@ -134,7 +138,7 @@ def run(
     user, group = _find_ids(owner)
     arguments = [str(word) for word in argv]
     # Errors name the program that does the work; the system's directories are searched too.
-    first = len(DIES_WITH_CALLER) if tuple(arguments[: len(DIES_WITH_CALLER)]) == DIES_WITH_CALLER else 0
+    first = _find_first(arguments)
     name, shown = arguments[first], " ".join(arguments[first:])[:200]
     arguments[first] = name if "/" in name else str(require_program(name))
     program = arguments[0] if "/" in arguments[0] else str(require_program(arguments[0]))
@@ -188,7 +192,7 @@ def run(
     if check and completed.exit_code != 0:
         tail = completed.error_text[-2000:] or completed.text[-2000:].strip() or "no message"
         raise ProvisionError(
-            f"{name} failed with exit code {completed.exit_code}: {tail}",
+            f"{name} {_describe_end(completed.exit_code)}: {tail}",
             where=shown,
             hint="the message above is from the program",
         )
@@ -249,6 +253,21 @@ def _module_folders() -> str:
         # In a process of `start_module`, the value is that of the first process.
         return sys.orig_argv[sys.orig_argv.index(_MAIN) + 1]
     return ":".join(dict.fromkeys([str(Path(__file__).resolve().parents[2]), *site.getsitepackages()]))
+
+
+def _find_first(arguments: Sequence[str]) -> int:
+    """The index of the program that does the work, after those that limit it; `--` ends the words of each."""
+    first = 0
+    while arguments[first] in _LIMITING and "--" in arguments[first:]:
+        first = arguments.index("--", first) + 1
+    return first
+
+
+def _describe_end(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"failed with exit code {exit_code}"
+    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"signal {-exit_code}"
+    return f"was ended by {name}{_LIMIT_SIGNALS.get(name, '')}"
 
 
 def _is_overrun(stopped: BaseException) -> bool:

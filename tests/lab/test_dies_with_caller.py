@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from laboratory.recorder import wait_until
 
-from ktrdr_vm.errors import KtrdrError
-from ktrdr_vm.host import process
+from ktrdr_vm.errors import KtrdrError, ProvisionError
+from ktrdr_vm.host import git, process
 
 _CALL = "import sys; from ktrdr_vm.host import process; process.run(eval(sys.argv[1]), timeout=60)"
 
@@ -52,3 +52,16 @@ def test_an_error_names_the_program_that_does_the_work(prefix: tuple[str, ...]) 
     assert caught.value.where == "nft -f /nonexistent"
     with pytest.raises(KtrdrError, match="the program no-such-program is not installed"):
         process.run([*prefix, "no-such-program"], timeout=30)
+
+
+@pytest.mark.parametrize("owner", [(0, 0), (12345, 12345)])
+def test_an_error_of_git_names_git_and_its_command(owner: tuple[int, int]) -> None:
+    with pytest.raises(ProvisionError, match=r"^git log: git failed with exit code 128: fatal") as caught:
+        git._run([*git.BOUNDS, "git", "log"], owner, cwd=Path("/"), environment=git.ENVIRONMENT, check=True)
+    assert caught.value.where == "git log"
+
+
+def test_a_limit_that_ends_a_program_is_named(tmp_path: Path) -> None:
+    words = ["dd", "if=/dev/zero", f"of={tmp_path / 'file'}", "count=1"]
+    with pytest.raises(ProvisionError, match=r": dd was ended by SIGXFSZ \(its limit of the size of a file\): "):
+        process.run(["prlimit", "--fsize=10", "--", *words], timeout=9)
