@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, Problem, UsageError
+from ktrdr_vm.gates.arguments import is_template
+from ktrdr_vm.gates.certain import is_certain, list_certain
 from ktrdr_vm.gates.model import MAX_SENT, Node, Playbook, Task
 from ktrdr_vm.gates.modules.base import ModuleFailure
-from ktrdr_vm.gates.modules.sources import digest_listing, list_source, read_source
+from ktrdr_vm.gates.modules.sources import digest_listing, is_missing, list_source, read_source
 from ktrdr_vm.gates.playbook import PLAYBOOK_HINT, parse_playbook
 from ktrdr_vm.host.beneath import Place, find_place, open_file
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
@@ -30,8 +32,7 @@ def _find_files(playbook: Playbook, folder: Place, read: dict[str, bytes]) -> di
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in read.items()}
     total = searched = 0
     for task in _tasks(node for play in playbook.plays for node in (*play.tasks, *play.handlers)):
-        source = task.arguments.get("src") or str(task.arguments.get("cmd", "")).split(" ")[0]
-        if task.module not in ("copy", "template", "script") or not isinstance(source, str) or not source:
+        if not (source := _find_source(task)):
             continue
         # The paths that the task will search; the task reports files that cannot be read.
         for name in (*(f"{inner}{source}" for inner in ("", "files/", "templates/")), *_role_names(read, source)):
@@ -54,6 +55,38 @@ def _find_files(playbook: Playbook, folder: Place, read: dict[str, bytes]) -> di
                     hint="commit large files to the workspace, or fetch them in the guest",
                 )
     return digests
+
+
+def _find_source(task: Task) -> str:
+    """The name of the file that a task sends, as written; empty if it sends none."""
+    source = task.arguments.get("src") or str(task.arguments.get("cmd", "")).split(" ")[0]
+    return source if task.module in ("copy", "template", "script") and isinstance(source, str) else ""
+
+
+def _refuse_missing(playbook: Playbook, roots: Sequence[Place], read: Iterable[str]) -> None:
+    """DocumentError for files that surely-run tasks send and that exist nowhere: such a task would fail after minutes.
+
+    Roles are searched for every task, whether it is in one or not.
+    """
+    roles = sorted({"/".join(name.split("/")[:2]) for name in read if name.startswith("roles/")})
+    within = [
+        f"{folder}{inner}" for folder in ("", *(f"{role}/" for role in roles)) for inner in ("files", "templates")
+    ]
+    tasks = [task for play in playbook.plays if is_certain(play.common) for task in list_certain(play.tasks)]
+    named: dict[str, Task] = {}
+    for task in tasks:
+        source = _find_source(task)
+        if source and '"' not in source and "'" not in source and not is_template(source):
+            named.setdefault(source, task)
+    problems = []
+    for source, task in named.items():
+        if is_missing(roots, source, within):
+            file, line, column = task.where.rsplit(":", 2)
+            places = "the folders `files` and `templates`, the playbook's folder and the workspace"
+            what = f"{task.module}: there is no file {source!r}; it was searched in {places}"
+            problems.append(Problem(file, int(line), int(column), "", what))
+    if problems:
+        raise DocumentError(problems, hint="correct the name, or add the file; its name is from the playbook's folder")
 
 
 def _digest_source(folder: Place, name: str) -> dict[str, tuple[str, int]]:
@@ -143,4 +176,7 @@ def load_playbook(path: Path, *, beneath: Path | None = None, source: str = "") 
     roots = (Place(beneath),) if beneath else ()
     playbook = parse_playbook(text, source or str(path), read=read, read_template=read_template)
     playbook = replace(playbook, folder=str(place.parent.path.absolute()))
-    return replace(playbook, files=_find_files(playbook, place.parent, files))
+    found = _find_files(playbook, place.parent, files)
+    if roots:
+        _refuse_missing(playbook, (place.parent, *roots), files)
+    return replace(playbook, files=found)

@@ -3,13 +3,14 @@ a `.git`."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
-from ktrdr_vm.errors import HostError
+from ktrdr_vm.errors import HostError, KtrdrError
 from ktrdr_vm.gates.modules.base import ModuleFailure
 from ktrdr_vm.host.beneath import Place, UnsafePathError, open_file, open_folder, split_name
 from ktrdr_vm.host.owner import find_owner, may_read, reading_as
@@ -77,6 +78,19 @@ def list_source(
             _require_known(known, f"{relative.rstrip('/')}/", digest_listing(listed), name)
         return listed
     return None
+
+
+def is_missing(roots: Sequence[Place], name: str, within: Sequence[str]) -> bool:
+    """True if `name` is in none of the places where `read_source` and `list_source` search it. False if a place cannot
+    be read: what is there is known when it is read."""
+    try:
+        for root, relative in _places(roots, name, within):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError), reading_as(find_owner()):
+                os.close(open_file(root, relative))
+                return False
+    except (OSError, KtrdrError, ModuleFailure):
+        return False
+    return True
 
 
 def digest_listing(listed: Sequence[tuple[str, str]]) -> str:

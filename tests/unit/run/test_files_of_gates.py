@@ -19,6 +19,7 @@ FILES = {
     - import_tasks: inner/first.yaml
     - copy: {src: expected, dest: /tmp/expected}
     - copy: {src: later.txt, dest: /tmp/later}
+      when: "(playbook_dir ~ '/later.txt') is file"
 """,
     "ci/settings.yaml": "a: 1\n",
     "ci/roles/checks/tasks/main.yml": "- include_tasks: more.yml\n",
