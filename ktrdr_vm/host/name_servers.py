@@ -1,10 +1,12 @@
-"""The name servers and search domains of the host, from its resolv.conf, as glibc reads it.
+"""The name servers and search domains of the host, from its resolv.conf, and the names of its /etc/hosts, as glibc
+reads them.
 
-The file is read repeatedly, because the host may change networks.
+The files are read repeatedly, because the host may change networks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -13,6 +15,9 @@ from pathlib import Path
 from ktrdr_vm.users import in_user_namespace
 
 RESOLV_CONF = Path("/etc/resolv.conf")
+HOSTS = Path("/etc/hosts")
+# Lists that block names by the million are of tens of MB; each query reads the file.
+_MAX_HOSTS = 1 << 20
 # In a world, pasta forwards queries to this address to the first name server, which may listen on the host's own
 # loopback.
 FORWARDED = "169.254.213.53"
@@ -43,6 +48,26 @@ def find_upstreams() -> list[str]:
 def find_search_domains() -> list[str]:
     """The domains in which the host searches a name without a dot."""
     return parse_search_domains(_read(), socket.gethostname())
+
+
+def find_host_addresses(name: str) -> list[str]:
+    """The IPv4 addresses of a name in /etc/hosts, which glibc asks before any name server. Empty if it has none."""
+    try:
+        with HOSTS.open("rb") as file:
+            return parse_hosts(file.read(_MAX_HOSTS).decode("utf-8", "replace"), name)
+    except OSError:
+        return []
+
+
+def parse_hosts(text: str, name: str) -> list[str]:
+    """The IPv4 addresses of `name`, in the order of the lines. Lines that glibc does not understand are ignored."""
+    found: dict[str, None] = {}
+    for line in text.split("\n"):
+        address, *names = line.partition("#")[0].lower().split() or [""]
+        if name in names:
+            with contextlib.suppress(ValueError):
+                found[str(IPv4Address(address))] = None
+    return list(found)
 
 
 def parse_name_servers(text: str) -> list[IPv4Address | IPv6Address]:

@@ -31,20 +31,29 @@ _UNABLE = (dns.rcode.SERVFAIL, dns.rcode.REFUSED, dns.rcode.NOTIMP)
 _WITHOUT_EDNS = (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS)
 
 Find = Callable[[], list[str]]
+FindAddresses = Callable[[str], list[str]]
+# Seconds for which an address of /etc/hosts is used: the file may change at any time.
+_HOSTS_TTL = 60
 
 
 class LameServer(dns.exception.DNSException):
     """A name server does not resolve the name: it refers to other name servers, or leaves an alias unresolved."""
 
 
-def ask_upstream(find_servers: Find, port: int = 53, find_domains: Find = list) -> Upstream:
+def ask_upstream(
+    find_servers: Find,
+    port: int = 53,
+    find_domains: Find = list,
+    find_addresses: FindAddresses = lambda _name: [],
+) -> Upstream:
     """Query over UDP, and over TCP if the answer is truncated.
 
     If a server fails or does not answer within HESITATION seconds, the next one is queried as well, and each server is
     queried once more, as a datagram may be lost. A server that does not know EDNS is queried without. The first answer
     counts. SERVFAIL, REFUSED and NOTIMP count only if no other server has an answer, and a lame answer never counts.
 
-    A name without a dot is searched in the domains of `find_domains` first; the answer then begins with an alias.
+    A name to which `find_addresses` has an answer is asked nowhere. One without a dot is searched in the domains of
+    `find_domains` first; the answer then begins with an alias.
     """
     exchange = functools.partial(dns.asyncquery.udp_with_fallback, ignore_unexpected=True)
     # Before dnspython 2.6, as in Debian 12, a datagram that is no answer to the query ends the attempt.
@@ -62,6 +71,8 @@ def ask_upstream(find_servers: Find, port: int = 53, find_domains: Find = list) 
         return message
 
     async def ask(name: str) -> dns.message.Message:
+        if addresses := find_addresses(name):
+            return _answer(name, addresses)
         if "." not in name:
             # The profile has names with a dot only; such a name is that of a source in the host's own settings.
             for domain in find_domains():
@@ -106,6 +117,13 @@ async def _race(name: str, servers: list[str], one: Callable[[str, str], Any]) -
     if unable is not None:
         return unable
     raise last
+
+
+def _answer(name: str, addresses: list[str]) -> dns.message.Message:
+    query = dns.message.make_query(name, dns.rdatatype.A)
+    message = dns.message.make_response(query, recursion_available=True)
+    message.answer.append(dns.rrset.from_text(f"{name}.", _HOSTS_TTL, "IN", "A", *addresses))
+    return message
 
 
 def _has_address(message: dns.message.Message) -> bool:

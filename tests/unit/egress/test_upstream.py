@@ -134,3 +134,14 @@ def test_a_name_without_a_dot_is_searched_as_the_host_searches_it(monkeypatch: p
     assert find("missing") == [] and len(asked) == 3
     # The names of a profile have a dot: no domain of the host learns of them.
     assert find("mirror.b") == [] and asked == ["mirror.b."]
+
+
+def test_a_name_of_etc_hosts_is_asked_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def exchange(*_: object, **__: object) -> None:
+        raise AssertionError("a name server is asked")
+
+    monkeypatch.setattr("dns.asyncquery.udp_with_fallback", exchange)
+    known = {"mirror.corp.example": ["198.51.100.9", "198.51.100.10"], "mirror": ["198.51.100.9"]}
+    ask = ask_upstream(lambda: ["192.0.2.1"], find_addresses=lambda name: known.get(name, []))
+    for name, addresses in known.items():
+        assert [str(one) for one in flatten(asyncio.run(ask(name)), name)[0]] == addresses  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ktrdr_vm.host import name_servers
-from ktrdr_vm.host.name_servers import find_upstreams, parse_name_servers, parse_search_domains
+from ktrdr_vm.host.name_servers import find_upstreams, parse_hosts, parse_name_servers, parse_search_domains
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,28 @@ def test_in_a_world_loopback_is_forwarded_and_a_link_of_the_host_is_not_there(
     monkeypatch.setattr(name_servers, "RESOLV_CONF", tmp_path / "resolv.conf")
     monkeypatch.setattr(name_servers, "in_user_namespace", lambda: True)
     assert find_upstreams() == [name_servers.FORWARDED, "192.0.2.1"]
+
+
+HOSTS = """\
+127.0.0.1 localhost
+198.51.100.1\tmirror.corp.example mirror # the mirror
+ 198.51.100.2 Mirror.Corp.Example
+198.51.100.2 mirror.corp.example
+2001:db8::1 mirror.corp.example
+198.51.100.300 mirror.corp.example
+#198.51.100.4 mirror.corp.example
+198.51.100.5
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "addresses"),
+    [
+        ("mirror.corp.example", ["198.51.100.1", "198.51.100.2"]),
+        ("mirror", ["198.51.100.1"]),
+        ("corp.example", []),
+        ("198.51.100.5", []),
+    ],
+)
+def test_names_of_etc_hosts(name: str, addresses: list[str]) -> None:
+    assert parse_hosts(HOSTS, name) == addresses
