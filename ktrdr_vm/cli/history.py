@@ -32,6 +32,7 @@ def runs(instance_id: str | None, branch: str, profile: str, html: Path | None, 
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.evidence.history import read_rows
+    from ktrdr_vm.host.owner import write_as_owner
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id
     from ktrdr_vm.report.history import make_history
@@ -43,7 +44,7 @@ def runs(instance_id: str | None, branch: str, profile: str, html: Path | None, 
     if html is not None:
         chosen = [text for text in (name, branch and f"branch {branch}", profile and f"profile {profile}") if text]
         try:
-            html.write_text(render_history(history, ", ".join(chosen) or "all"), encoding="utf-8")
+            write_as_owner(html, render_history(history, ", ".join(chosen) or "all").encode())
         except OSError as error:
             raise UsageError(
                 f"cannot write: {error.strerror}", where=str(html), hint="name a file in a folder that you may write to"

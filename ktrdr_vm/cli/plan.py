@@ -157,6 +157,7 @@ def render(profile: Path | None, instance_id: str | None, workspace: Path | None
     """Write every document of the plan to a folder. Values that `apply` allocates are written as <placeholders>."""
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.owner import write_as_owner
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.inputs.profile_file import find_profile
     from ktrdr_vm.inputs.resolve import gather
@@ -166,9 +167,8 @@ def render(profile: Path | None, instance_id: str | None, workspace: Path | None
     made = gather(profile, home=find_home(), workspace=workspace, instance_id=instance_id).plan
     documents = {**made.render(), "plan.json": canonical_json(made.to_json())}
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for name, text in documents.items():
-            (out / name).write_text(text, encoding="utf-8")
+            write_as_owner(out / name, text.encode())
     except OSError as error:
         raise UsageError(
             f"cannot write: {error.strerror}", where=str(out), hint="name a folder that you may write to with --out"

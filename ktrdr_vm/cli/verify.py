@@ -161,9 +161,10 @@ def _telling(commands: list[tuple[str, ...]], gathered: Gathered, target: str) -
 
 def _copy(content: bytes, path: Path) -> None:
     from ktrdr_vm.errors import UsageError
+    from ktrdr_vm.host.owner import write_as_owner
 
     try:
-        path.write_bytes(content)
+        write_as_owner(path, content)
     except OSError as error:
         raise UsageError(
             f"the attestation cannot be written: {error.strerror}",

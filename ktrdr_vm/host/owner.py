@@ -1,4 +1,4 @@
-"""The user who called this process, and reading files with the permissions of that user."""
+"""The user who called this process, and reading and writing files with the permissions of that user."""
 
 from __future__ import annotations
 
@@ -39,6 +39,20 @@ def reading_as(owner: tuple[int, int]) -> Iterator[None]:
         finally:
             # Again: an interrupt can end the first call before it has done anything.
             set_file_user(0, os.getegid())
+
+
+def write_as_owner(path: os.PathLike[str], content: bytes) -> None:
+    """Write a file that the invoking user has named, as that user, to whom it belongs then. Folders above it are
+    created.
+
+    Root would follow a link at its place to where only root may write.
+    """
+    # Imported late: the processes of the guard start without it.
+    from pathlib import Path
+
+    with reading_as(find_owner()):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(content)
 
 
 def may_read(facts: os.stat_result, owner: tuple[int, int]) -> bool:
