@@ -55,12 +55,14 @@ class Service:
 @dataclass(frozen=True)
 class ComposeFile:
     """A compose file by its name in the repository. Networks and volumes are those that Compose does not create, by the
-    name that Docker knows them by."""
+    name that Docker knows them by. `in_profiles` are the names of services that `docker compose up` does not start,
+    because they have profiles."""
 
     name: str
     services: tuple[Service, ...]
     external_networks: tuple[str, ...] = ()
     external_volumes: tuple[str, ...] = ()
+    in_profiles: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -128,13 +130,22 @@ def parse_compose(name: str, text: str, values: Mapping[str, str]) -> ComposeFil
     services = data.get("services") if isinstance(data, dict) else None
     if not isinstance(services, dict):
         return None
-    named = ((str(key), value) for key, value in list(services.items())[:_MOST_SERVICES] if isinstance(key, str))
+    listed = list(services.items())[:_MOST_SERVICES]
+    named = {key: value for key, value in listed if isinstance(key, str) and _SERVICE.fullmatch(key)}
+    apart = tuple(key for key, value in named.items() if _has_profiles(value))
+    if len(apart) == len(named):
+        apart = ()
     return ComposeFile(
         name,
-        tuple(_parse_service(key, value, values) for key, value in named if _SERVICE.fullmatch(key)),
+        tuple(_parse_service(key, value, values) for key, value in named.items() if key not in apart),
         tuple(_find_external(data.get("networks"), values)),
         tuple(_find_external(data.get("volumes"), values)),
+        apart,
     )
+
+
+def _has_profiles(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value.get("profiles"))
 
 
 def _parse_service(name: str, value: Any, values: Mapping[str, str]) -> Service:

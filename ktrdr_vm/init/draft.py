@@ -199,7 +199,9 @@ def _draft_gates(survey: Survey, compose: ComposeFile | None) -> Iterator[Entry]
                 f"{compose.name} has an API and a database: the shipped gate, with the variables below.",
             )
         else:
-            yield Entry("", "starts", f"{compose.name}: playbooks/starts.yaml of this repository.")
+            others = [one.name for one in survey.composes if one is not compose and one.folder != compose.folder]
+            note = f" CHANGE: other compose files are not started: {', '.join(others)}." if others else ""
+            yield Entry("", "starts", f"{compose.name}: playbooks/starts.yaml of this repository.{note}")
     if survey.commands:
         shown = " and ".join(f"`{one.line}`" for one in survey.commands)
         yield Entry("", "checks", f"playbooks/checks.yaml of this repository: {shown}.")

@@ -65,7 +65,7 @@ def draft_starts(survey: Survey, compose: ComposeFile) -> str:
             for name in names
         ),
         Step(
-            f"{len(compose.services)} services: {', '.join(one.name for one in compose.services)}.",
+            _describe_services(compose),
             _shell(
                 "containers build and start",
                 "docker compose --ansi never --progress plain up --detach --build --remove-orphans",
@@ -174,3 +174,10 @@ def _render_playbook(name: str, head: str, steps: Sequence[Step], always: Sequen
 
 def _render_steps(steps: Sequence[Step]) -> list[str]:
     return [line for step in steps for line in (*comment(step.reason), *dump([step.task]).split("\n"))]
+
+
+def _describe_services(compose: ComposeFile) -> str:
+    started = f"{len(compose.services)} services: {', '.join(one.name for one in compose.services)}."
+    if not compose.in_profiles:
+        return started
+    return f"{started} Not started, because of their profiles: {', '.join(compose.in_profiles)}."

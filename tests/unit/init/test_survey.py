@@ -251,3 +251,20 @@ def test_a_devcontainer_is_read_without_its_comments(tmp_path: Path) -> None:
         '{/* a * b **/ "postCreateCommand": "make /* this */ // \\"all\\"", // and this\n "x": [1, ], }'
     )
     assert survey_repository(tmp_path).setup == 'make /* this */ // "all"'
+
+
+def test_services_with_profiles_are_named_and_not_started() -> None:
+    text = "services:\n  web: {image: nginx}\n  e2e: {image: x.example/e2e, profiles: [test]}\n"
+    found = parse_compose("compose.yaml", text, {})
+    assert found is not None and found.images == ("nginx",)
+    assert ([one.name for one in found.services], found.in_profiles) == (["web"], ("e2e",))
+    # A file whose services all have profiles is a compose file nevertheless.
+    found = parse_compose("compose.yaml", "services:\n  e2e: {image: nginx, profiles: [test]}\n", {})
+    assert found is not None and [one.name for one in found.services] == ["e2e"]
+
+
+def test_compose_files_of_other_folders_are_named(tmp_path: Path) -> None:
+    files = {f"{folder}/compose.yaml": "services: {web: {image: nginx}}\n" for folder in ("a", "b")}
+    text = " ".join(draft(tmp_path, files)["ktrdr.yaml"].replace("#", " ").split())
+    assert "a/compose.yaml: playbooks/starts.yaml of this repository. CHANGE: other" in text
+    assert "compose files are not started: b/compose.yaml." in text
