@@ -31,13 +31,21 @@ def push(instance_id: str, ref: str | None, branch: str, comments: str | None, e
 
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.errors import UsageError
     from ktrdr_vm.guest.push import MAX_COMMENTS
+    from ktrdr_vm.host.owner import find_owner, reading_as
     from ktrdr_vm.run.push import push_into
 
     text = b""
     if comments:
-        with click.open_file(comments, "rb") as file:
-            text = file.read(MAX_COMMENTS + 1)
+        try:
+            # As the person: root would follow a link to what only root may read, and the guest would get it.
+            with reading_as(find_owner()), click.open_file(comments, "rb") as file:
+                text = file.read(MAX_COMMENTS + 1)
+        except OSError as error:
+            raise UsageError(
+                f"the comments cannot be read: {error.strerror}", where=comments, hint="name a file that you may read"
+            ) from None
     word = ref if ref is not None else "HEAD" if branch or not text else ""
     loaded = open_instance(instance_id).load()
     try:

@@ -56,3 +56,13 @@ def test_a_link_to_a_place_of_root_is_not_followed(folder: Path, command: str, m
         else:
             cli.main(words[command], standalone_mode=False)
     assert not target.exists()
+
+
+def test_comments_are_read_as_the_person(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = folder.parent / "of-root"
+    secret.write_text("x")
+    secret.chmod(0o600)
+    (folder / "comments").symlink_to(secret)
+    monkeypatch.setenv("KTRDR_VM_HOME", str(folder.parent / "home"))
+    with pytest.raises(UsageError, match="the comments cannot be read: Permission denied"):
+        cli.main(["push", "one", "--comments", str(folder / "comments")], standalone_mode=False)
