@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ktrdr_vm.errors import KtrdrError, UsageError
+from ktrdr_vm.report.escape import escape_text
 
 if TYPE_CHECKING:
     from ktrdr_vm.report.model import RunReport
@@ -162,14 +163,15 @@ def answer(workspace: Path, request: bytes) -> bytes:
         tool, arguments = _parse(request)
         return encode({"value": TOOLS[tool](Tools(workspace), **arguments)})
     except KtrdrError as error:
-        return encode({"error": f"{error}\nnext: {error.hint}"})
+        return encode({"error": escape_text(f"{error}\nnext: {error.hint}")})
     except OSError as error:
-        return encode({"error": f"{error.filename or 'this host'}: {error.strerror or error}"})
+        return encode({"error": escape_text(f"{error.filename or 'this host'}: {error.strerror or error}")})
 
 
 def encode(document: dict[str, Any]) -> bytes:
-    """The line of an answer."""
-    return json.dumps(document).encode() + b"\n"
+    """The line of an answer. Half a surrogate pair, as in the name of a file of a guest that is not UTF-8, becomes `?`:
+    the speaker could send no answer that contains one."""
+    return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def _parse(request: bytes) -> tuple[str, dict[str, Any]]:

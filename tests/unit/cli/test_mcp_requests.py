@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.cli.mcp_tools import answer
+from ktrdr_vm.cli.mcp_tools import answer, encode
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +42,18 @@ def test_a_time_that_no_clock_keeps(tmp_path: Path, timeout: str) -> None:
 )
 def test_what_is_no_request(tmp_path: Path, request_: bytes) -> None:
     assert "names no known tool" in ask(tmp_path, request_)
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\u202e", "\x7f", "\u2028"])
+def test_an_error_shows_control_characters_of_the_client_as_escapes(tmp_path: Path, text: str) -> None:
+    """Hosts of agents print errors of tools to a terminal."""
+    for tool, name in (("revision", "instance_id"), ("plan", "profile")):
+        said = ask(tmp_path, json.dumps({"tool": tool, "arguments": {name: f"a{text}b"}}).encode())
+        assert text not in said and "a\\" in said
+
+
+def test_half_a_surrogate_pair_in_a_value_is_no_end_of_the_answer() -> None:
+    """The name of an artifact is any bytes of the guest; an answer with half a pair cannot be sent as UTF-8, and the
+    report of the run could not be read over MCP."""
+    document = json.loads(encode({"value": {"artifacts": [{"source": "/a/\udcff", "path": "é\n\u2028"}]}}))
+    assert document["value"]["artifacts"] == [{"source": "/a/?", "path": "é\n\u2028"}]
