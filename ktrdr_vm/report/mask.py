@@ -1,4 +1,5 @@
-"""Masking of secrets in every text that is stored or shown: unchanged, base64 and URL-encoded."""
+"""Masking of secrets in every text that is stored or shown: unchanged, as documents, URLs and shells escape it, in
+base64 and in hexadecimal."""
 
 from __future__ import annotations
 
@@ -21,6 +22,13 @@ _MAX_LINES = 500
 _LINE = 16
 # Longer texts are masked as they are, because the expression for each character takes time.
 _SPELLED = 4096
+# Forms of at most this length are found with a line break at any place.
+_BROKEN = 1024
+# In base64 and hexadecimal text: line breaks, also as JSON spells them, and what stands before each byte.
+_BREAK = r"(?:\\+[nr]|[\r\n][ \t]*)*"
+_BETWEEN = r"(?:[\s:,%]|\\+[nrx]|0x){0,6}"
+# Backslashes before a character that JSON, in up to three levels, or a shell escapes.
+_ESCAPED = r"\\{0,7}"
 # Characters in a line of base64 as `base64` and `openssl` write it.
 _WIDTHS = (76, 64)
 # Keys whose values are fixed words, identifiers and times: never a secret, and required by readers.
@@ -34,7 +42,7 @@ KEPT = frozenset(
 def make_mask(secrets: Iterable[bytes]) -> Callable[[str], str]:
     """A function that replaces every form of every secret. Without secrets it returns the text as it is."""
     texts: set[str] = set()
-    encoded: set[str] = set()
+    patterns: dict[str, str] = {}
     for secret in secrets:
         for value in {secret, secret.strip()}:
             text = value.decode("utf-8", "replace")
@@ -42,15 +50,32 @@ def make_mask(secrets: Iterable[bytes]) -> Callable[[str], str]:
                 continue
             # Lines of a longer secret, such as a key, are masked separately too.
             texts |= {text, *(line.strip() for line in text.splitlines()[:_MAX_LINES] if len(line.strip()) >= _LINE)}
-            encoded |= {form for form in _base64_forms(value) if len(form) >= MIN_LENGTH}
+            # Names of hosts are stored in lower case.
+            texts |= {text.lower(), text.upper()} if SHORT <= len(text) <= _SPELLED else set()
+            patterns |= {form: _spell_base64(form) for form in _base64_forms(value) if len(form) >= MIN_LENGTH}
+            patterns |= {form: _spell_hexadecimal(form) for form in _hexadecimal_forms(value)}
     if not texts:
         return lambda text: text
-    patterns = {text: "".join(map(_spell, text)) if len(text) <= _SPELLED else re.escape(text) for text in texts}
-    patterns |= {form: re.escape(form) for form in encoded}
+    patterns |= {text: _spell_text(text) if len(text) <= _SPELLED else re.escape(text) for text in texts}
     # The class of first characters is checked before all of them.
     first = "".join(re.escape(form[0]) for form in patterns)
-    pattern = re.compile(rf"(?=[%+\\{first}])(?:{'|'.join(_group(patterns))})")
-    return lambda text: pattern.sub(MASK, text)
+    pattern = re.compile(rf"(?=[%+&\\\r{first}])(?:{'|'.join(_group(patterns))})")
+    return lambda text: _replace(pattern, text)
+
+
+def _replace(pattern: re.Pattern[str], text: str) -> str:
+    """The text with a mark in place of each match. Where one begins within another, as when the end of a secret is the
+    beginning of the next one, the mark stands for both."""
+    kept: list[str] = []
+    at = 0
+    found = pattern.search(text)
+    while found is not None:
+        begin, end = found.span()
+        while (found := pattern.search(text, found.start() + 1)) is not None and found.start() < end:
+            end = max(end, found.end())
+        kept += [text[at:begin], MASK]
+        at = end
+    return "".join([*kept, text[at:]]) if kept else text
 
 
 def _group(patterns: Mapping[str, str]) -> list[str]:
@@ -66,31 +91,66 @@ def _group(patterns: Mapping[str, str]) -> list[str]:
     return [*others, *(f"{character}(?:{'|'.join(rest)})" for character, rest in groups.items())]
 
 
+def _spell_text(text: str) -> str:
+    """An expression for a text. A run of backslashes is one expression, because it has many readings character by
+    character."""
+    return "".join(
+        rf"\\{{{len(part)},{8 * len(part)}}}" if part[0] == "\\" else "".join(map(_spell, part))
+        for part in re.findall(r"\\+|[^\\]+", text)
+    )
+
+
 @functools.lru_cache(4096)
 def _spell(character: str) -> str:
-    """An expression for one character as it stands in text, URLs, JSON and Python's literals.
+    """An expression for one character, not a backslash, as it stands in text, URLs, JSON, XML, Python's literals and
+    words of a shell.
 
-    Programs differ in what they encode, and in the case of hexadecimal digits.
+    Programs differ in what they encode, and in the case of hexadecimal digits; a document can be a text of another one.
     """
     if character.isascii() and character.isalnum():
         return character
     code, wide = ord(character), character.encode("utf-16-be", "replace")
     units = struct.unpack(f">{len(wide) // 2}H", wide)
-    hexadecimal = ["".join(f"%{byte:02x}" for byte in character.encode("utf-8", "replace"))]
-    hexadecimal += ["".join(rf"\\u{unit:04x}" for unit in units), rf"\\U{code:08x}"]
-    hexadecimal += [rf"\\x{code:02x}"] if code < 0x100 else []
+    encoded = character.encode("utf-8", "replace")
+    hexadecimal = ["".join(f"%(?:25){{0,3}}{byte:02x}" for byte in encoded)]
+    hexadecimal += ["".join(rf"\\+u{unit:04x}" for unit in units), rf"\\+U{code:08x}"]
+    hexadecimal += [rf"\\+x{code:02x}"] if code < 0x100 else []
+    hexadecimal += ["".join(rf"\\+x{byte:02x}" for byte in encoded)] if code >= 0x80 else []
+    hexadecimal += [rf"&(?:amp;){{0,3}}#(?:0*{code}|x0*{code:x});"]
     short = {
-        "\n": r"\\n",
-        "\r": r"\\r",
-        "\t": r"\\t",
+        "\n": r"\r?\n[ \t]*|\\+r\\+n|\\+n",
+        "\r": r"\\+r",
+        "\t": r"\\+t",
         " ": r"\+",
-        "/": r"\\/",
-        '"': r"\\\"",
-        "\\": r"\\\\",
-        "'": r"\\'",
+        "'": r"&(?:amp;){0,3}apos;|'\\''|'\"'\"'",
+        '"': "&(?:amp;){0,3}quot;",
+        "&": "&(?:amp;){1,4}",
+        "<": "&(?:amp;){0,3}lt;",
+        ">": "&(?:amp;){0,3}gt;",
     }
     spelled = [short[character]] if character in short else []
-    return f"(?:{'|'.join([*spelled, re.escape(character), *(f'(?i:{one})' for one in hexadecimal)])})"
+    spelled += ["".join(rf"\\+{byte:03o}" for byte in encoded)] if code >= 0x80 else []
+    plain = re.escape(character) if character.isspace() and character != " " else _ESCAPED + re.escape(character)
+    return f"(?:{'|'.join([*spelled, plain, *(f'(?i:{one})' for one in hexadecimal)])})"
+
+
+def _spell_base64(form: str) -> str:
+    """An expression for base64 text, with line breaks at any place unless it is long."""
+    if len(form) > _BROKEN:
+        return re.escape(form)
+    return _BREAK.join(map(_spell, form)) if form.isprintable() and "\\" not in form else re.escape(form)
+
+
+def _hexadecimal_forms(value: bytes) -> Iterable[str]:
+    """In lower case, and with a capital first if that is a letter, because the first character is compared exactly."""
+    digits = value[:_BROKEN].hex()
+    return {digits, digits[0].upper() + digits[1:]}
+
+
+def _spell_hexadecimal(form: str) -> str:
+    """An expression for bytes as hexadecimal digits of either case, in one piece or with marks and breaks between."""
+    digits = [form[0], *(one if one.isdigit() else f"[{one}{one.upper()}]" for one in form[1:])]
+    return _BETWEEN.join("".join(digits[at : at + 2]) for at in range(0, len(digits), 2))
 
 
 def mask_values(value: T, mask: Callable[[str], str]) -> T:

@@ -102,3 +102,62 @@ def test_base64_in_lines_is_masked(width: int, end: str) -> None:
 def test_other_spellings_of_urls_and_json_are_masked(spelled: str) -> None:
     """Clients differ in what they encode and in the case of digits; encoders of JSON escape more than they must."""
     assert make_mask([b"pa/ss! w&ord'"])(f"a {spelled} b") == "a *** b"
+
+
+@pytest.mark.parametrize(
+    ("secret", "spelled"),
+    [
+        ("pa<ss>&w\"o'rd", "pa&lt;ss&gt;&amp;w&quot;o&#x27;rd"),
+        ("pa'ssword", "pa&apos;ssword"),
+        ("päss&word", "p&#228;ss&#38;word"),
+        ('pa"ss\\wo/rd', json.dumps(json.dumps('pa"ss\\wo/rd'))[3:-3]),
+        ("pa'ss word", "pa'\"'\"'ss word"),
+        ("pa'ss word", "pa'\\''ss word"),
+        ("pa ss&word", "pa\\ ss\\&word"),
+        ("pä word", "p\\303\\244 word"),
+        ("pä word", "p\\xc3\\xa4 word"),
+        ("pa/ss&word", "pa%252Fss%2526word"),
+        ("first11\nsecond2", "first11\r\nsecond2"),
+        ("first11\nsecond2", "first11\n    second2"),
+        ("HunterSecret", "huntersecret"),
+        ("hunter2Zq-9", b"hunter2Zq-9".hex()),
+        ("hunter2Zq-9", b"hunter2Zq-9".hex().upper()),
+        ("hunter2Zq-9", b"hunter2Zq-9".hex(" ")),
+        ("jklm\xff", "6A:6B:6C:6D:C3:BF"),
+    ],
+)
+def test_spellings_of_documents_and_shells_are_masked(secret: str, spelled: str) -> None:
+    assert make_mask([secret.encode()])(f"<{spelled}>") == "<***>"
+
+
+@pytest.mark.parametrize("before", range(60))
+def test_base64_and_hexadecimal_of_a_file_around_it_are_masked_at_any_line_break(before: int) -> None:
+    """The lines of a file's base64 break where the file says, not where the secret begins."""
+    mask, content = make_mask([b"hunter2-Zq9xLm"]), b"x" * before + b"hunter2-Zq9xLm" + b"y" * 60
+    shown = mask(base64.encodebytes(content).decode())
+    assert shown.count("***") == 1 and len(shown) < len(base64.encodebytes(content)) - 10
+    digits = content.hex()
+    lines = "\n".join(digits[at : at + 60] for at in range(0, len(digits), 60))
+    assert "".join(mask(lines).split()) == "78" * before + "***" + "79" * 60
+
+
+@pytest.mark.parametrize(
+    ("secrets", "text"),
+    [
+        ((b"abcdefgh", b"efghijkl"), "abcdefghijkl"),
+        ((b"efghijkl", b"abcdefgh", b"ijklmnop"), "abcdefghijklmnop"),
+        ((b"hunter2", b"hunter2secret"), "hunter2secret"),
+        ((b"abcdefghijkl", b"efgh"), "abcdefghijkl"),
+    ],
+)
+def test_secrets_that_overlap_leave_no_half_of_one(secrets: tuple[bytes, ...], text: str) -> None:
+    assert make_mask(secrets)(f"{text} {text}") == "*** ***"
+
+
+def test_a_secret_of_backslashes_is_searched_in_linear_time() -> None:
+    """Character by character, a run of backslashes has as many readings as it has ways to pair them."""
+    began = time.process_time()
+    mask = make_mask([b"\\" * 40 + b"end'\\'\\'\\'"])
+    text = ("\\" * 60 + "x") * 200
+    assert mask(text) == text and mask(json.dumps("\\" * 40 + "end'\\'\\'\\'")) == '"***"'
+    assert time.process_time() - began < 1
