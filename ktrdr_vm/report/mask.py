@@ -7,7 +7,7 @@ import base64
 import functools
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -27,6 +27,8 @@ _BROKEN = 1024
 # In base64 and hexadecimal text: line breaks, also as JSON spells them, and what stands before each byte.
 _BREAK = r"(?:\\+[nr]|[\r\n][ \t]*)*"
 _BETWEEN = r"(?:[\s:,%]|\\+[nrx]|0x){0,6}"
+# A text of this length may have been cut: fields of the ledger, messages and lines have limits from here on.
+_CUT = 250
 # Backslashes before a character that JSON, in up to three levels, or a shell escapes.
 _ESCAPED = r"\\{0,7}"
 # Characters in a line of base64 as `base64` and `openssl` write it.
@@ -60,7 +62,22 @@ def make_mask(secrets: Iterable[bytes]) -> Callable[[str], str]:
     # The class of first characters is checked before all of them.
     first = "".join(re.escape(form[0]) for form in patterns)
     pattern = re.compile(rf"(?=[%+&\\\r{first}])(?:{'|'.join(_group(patterns))})")
-    return lambda text: _replace(pattern, text)
+    whole = sorted((text for text in texts if len(text) <= _SPELLED), key=len, reverse=True)
+    return lambda text: _mask_ends(whole, _replace(pattern, text))
+
+
+def _mask_ends(secrets: Sequence[str], text: str) -> str:
+    """The text without the beginning of a secret at its end, and without the end of one at its beginning: where it was
+    cut before it was masked, no half of a secret remains."""
+    if len(text) < _CUT:
+        return text
+    for secret in secrets:
+        lengths = range(min(len(secret), len(text)) - 1, MIN_LENGTH - 1, -1)
+        if cut := next((length for length in lengths if text.endswith(secret[:length])), 0):
+            text = text[:-cut] + MASK
+        if cut := next((length for length in lengths if text.startswith(secret[-length:])), 0):
+            text = MASK + text[cut:]
+    return text
 
 
 def _replace(pattern: re.Pattern[str], text: str) -> str:

@@ -7,13 +7,15 @@ import json
 import random
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ktrdr_vm.egress.ledger import Ledger, read_kept
 from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.profile.model import Workload
-from ktrdr_vm.report.mask import make_mask
+from ktrdr_vm.report.mask import make_mask, mask_values
 from ktrdr_vm.run.workload import KEPT_OUTPUT, run_workload
 
 SECRET = b'p"a\\ss<w>&rd\xc3\xa9'
@@ -161,3 +163,17 @@ def test_a_secret_of_backslashes_is_searched_in_linear_time() -> None:
     text = ("\\" * 60 + "x") * 200
     assert mask(text) == text and mask(json.dumps("\\" * 40 + "end'\\'\\'\\'")) == '"***"'
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("kept", range(4, 14))
+def test_a_text_that_was_cut_within_a_secret_has_no_half_of_it(tmp_path: Path, kept: int) -> None:
+    """The ledger cuts a path of the guest, and JUnit files and last lines are cut, before anything is masked; the end
+    of a console begins anywhere."""
+    mask = make_mask([b"hunter2hunter2", b"another-one"])
+    ledger = Ledger(tmp_path / "egress.jsonl", "one")
+    ledger.write("broker", "deny", path="/" * (400 - kept) + "hunter2hunter2")
+    ledger.close()
+    [row] = read_kept(tmp_path / "egress.jsonl")
+    assert mask_values(row, mask)["path"] == "/" * (400 - kept) + "***"
+    assert mask("hunter2hunter2"[-kept:] + "." * 300) == "***" + "." * 300
+    assert mask("push to hunter2") == "push to hunter2", "a text that no limit can have cut stays"
