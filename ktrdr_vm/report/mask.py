@@ -22,8 +22,9 @@ _MAX_LINES = 500
 _LINE = 16
 # Longer texts are masked as they are, because the expression for each character takes time.
 _SPELLED = 4096
-# Forms of at most this length are found with a line break at any place.
-_BROKEN = 1024
+# Of so many bytes base64 is found with a line break at any place, and hexadecimal: an expression takes milliseconds for
+# each hundred characters, before the first text is masked.
+_BROKEN = 72
 # In base64 and hexadecimal text: line breaks, also as JSON spells them, and what stands before each byte.
 _BREAK = r"(?:\\+[nr]|[\r\n][ \t]*)*"
 _BETWEEN = r"(?:[\s:,%]|\\+[nrx]|0x){0,6}"
@@ -31,6 +32,8 @@ _BETWEEN = r"(?:[\s:,%]|\\+[nrx]|0x){0,6}"
 _CUT = 250
 # Backslashes before a character that JSON, in up to three levels, or a shell escapes.
 _ESCAPED = r"\\{0,7}"
+# Further characters than letters and digits in a text that is found as documents escape it.
+_SYMBOLS = 1024
 # Characters in a line of base64 as `base64` and `openssl` write it.
 _WIDTHS = (76, 64)
 # Keys whose values are fixed words, identifiers and times: never a secret, and required by readers.
@@ -54,7 +57,9 @@ def make_mask(secrets: Iterable[bytes]) -> Callable[[str], str]:
             texts |= {text, *(line.strip() for line in text.splitlines()[:_MAX_LINES] if len(line.strip()) >= _LINE)}
             # Names of hosts are stored in lower case.
             texts |= {text.lower(), text.upper()} if SHORT <= len(text) <= _SPELLED else set()
-            patterns |= {form: _spell_base64(form) for form in _base64_forms(value) if len(form) >= MIN_LENGTH}
+            patterns |= {
+                form: _spell_base64(form, len(value)) for form in _base64_forms(value) if len(form) >= MIN_LENGTH
+            }
             patterns |= {form: _spell_hexadecimal(form) for form in _hexadecimal_forms(value)}
     if not texts:
         return lambda text: text
@@ -87,11 +92,10 @@ def _replace(pattern: re.Pattern[str], text: str) -> str:
     at = 0
     found = pattern.search(text)
     while found is not None:
-        begin, end = found.span()
-        while (found := pattern.search(text, found.start() + 1)) is not None and found.start() < end:
-            end = max(end, found.end())
-        kept += [text[at:begin], MASK]
-        at = end
+        if found.start() >= at:
+            kept += [text[at : found.start()], MASK]
+        at = max(at, found.end())
+        found = pattern.search(text, found.start() + 1)
     return "".join([*kept, text[at:]]) if kept else text
 
 
@@ -109,8 +113,10 @@ def _group(patterns: Mapping[str, str]) -> list[str]:
 
 
 def _spell_text(text: str) -> str:
-    """An expression for a text. A run of backslashes is one expression, because it has many readings character by
-    character."""
+    """An expression for a text; one of bytes that are no text is compared as it is. A run of backslashes is one
+    expression, because it has many readings character by character."""
+    if "\ufffd" in text or sum(not character.isalnum() for character in text) > _SYMBOLS:
+        return re.escape(text)
     return "".join(
         rf"\\{{{len(part)},{8 * len(part)}}}" if part[0] == "\\" else "".join(map(_spell, part))
         for part in re.findall(r"\\+|[^\\]+", text)
@@ -151,9 +157,9 @@ def _spell(character: str) -> str:
     return f"(?:{'|'.join([*spelled, plain, *(f'(?i:{one})' for one in hexadecimal)])})"
 
 
-def _spell_base64(form: str) -> str:
-    """An expression for base64 text, with line breaks at any place unless it is long."""
-    if len(form) > _BROKEN:
+def _spell_base64(form: str, size: int) -> str:
+    """An expression for base64 text of a value of `size` bytes, with line breaks at any place unless it is long."""
+    if size > _BROKEN:
         return re.escape(form)
     return _BREAK.join(map(_spell, form)) if form.isprintable() and "\\" not in form else re.escape(form)
 

@@ -177,3 +177,19 @@ def test_a_text_that_was_cut_within_a_secret_has_no_half_of_it(tmp_path: Path, k
     assert mask_values(row, mask)["path"] == "/" * (400 - kept) + "***"
     assert mask("hunter2hunter2"[-kept:] + "." * 300) == "***" + "." * 300
     assert mask("push to hunter2") == "push to hunter2", "a text that no limit can have cut stays"
+
+
+@pytest.mark.parametrize(
+    "secrets",
+    [
+        [random.Random(1).randbytes(65536)],
+        [f"ghp_{number:05}-".encode() * 4 for number in range(20)],
+        [b"%05d" % number * 40 for number in range(10)],
+    ],
+)
+def test_a_mask_is_made_in_little_time(secrets: list[bytes]) -> None:
+    """It is made again for each secret that is approved, which waits for it."""
+    began = time.process_time()
+    mask = make_mask(secrets)
+    assert mask(secrets[0].decode("utf-8", "replace")) == "***"
+    assert time.process_time() - began < 2
