@@ -92,6 +92,8 @@ def test_ansible_itself_reaches_it_and_runs_a_playbook(lab: Lab, instance: LabIn
     environment = {
         **os.environ,
         "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"),
+        # A socket, whose path has at most 107 bytes.
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": f"/tmp/{instance.instance_id}",
         "HOME": str(tmp_path),
         "LC_ALL": "C.UTF-8",
     }
