@@ -117,6 +117,23 @@ def test_the_threads_rights_come_back(workspace: Path) -> None:
     assert (workspace / "closed.env").read_bytes() == SECRET
 
 
+def test_the_groups_of_root_open_nothing_for_the_person(workspace: Path) -> None:
+    """As after sudo, where root is a member of its group: a link to /etc/sudoers, of mode 0440, led to its text."""
+    path, groups = workspace / "of-root's-group", os.getgroups()
+    path.write_bytes(SECRET)
+    path.chmod(0o060)
+    os.chown(path, 0, 0)
+    os.setgroups([0])
+    try:
+        with reading_as(PERSON):
+            for flags in (os.O_RDONLY, os.O_WRONLY):
+                with pytest.raises(PermissionError):
+                    os.open(path, flags)
+        assert os.getgroups() == [0] and path.read_bytes() == SECRET
+    finally:
+        os.setgroups(groups)
+
+
 def test_the_threads_rights_come_back_after_any_interrupt(workspace: Path) -> None:
     """Else a removal would find that it may not open root's own files."""
 
