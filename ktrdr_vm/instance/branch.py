@@ -30,7 +30,7 @@ from ktrdr_vm.instance.resources.base import Notify, quiet
 from ktrdr_vm.instance.resources.domain import find_qemu
 from ktrdr_vm.instance.resources.overlay import COPY_LIMIT, copy_boot_files
 from ktrdr_vm.instance.resources.secret import sweep_secrets
-from ktrdr_vm.instance.secrets import remove_secrets
+from ktrdr_vm.instance.secrets import end_connection, remove_secrets
 from ktrdr_vm.instance.suspend import end_branching, set_clock
 from ktrdr_vm.plan.domain_xml import shares_memory
 from ktrdr_vm.plan.plan import Plan
@@ -151,7 +151,7 @@ def _copy(loaded: LoadedInstance, folder: Path, inputs: HostInputs, notify: Noti
         for key in remove_secrets(loaded, notify):
             journal.strike(key)
         # The keys of the connection are secrets as well: a copy could continue the connection.
-        loaded.close()
+        end_connection(loaded)
         try:
             paused = _pause(loaded, folder)
         finally:

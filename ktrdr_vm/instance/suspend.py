@@ -21,7 +21,7 @@ from ktrdr_vm.instance.resources.base import Notify, Resource, Verb, quiet
 from ktrdr_vm.instance.resources.mount import Mount
 from ktrdr_vm.instance.resources.saved_state import Saved
 from ktrdr_vm.instance.resources.tap import move_in
-from ktrdr_vm.instance.secrets import remove_secrets
+from ktrdr_vm.instance.secrets import end_connection, remove_secrets
 from ktrdr_vm.plan.domain_memory import drop_incoming
 
 _DISCARD_HINT = "after `{}`, `ktrdr-vm apply` starts it from its disk, as after a power cut"
@@ -132,7 +132,7 @@ def _release(loaded: LoadedInstance, notify: Notify) -> None:
         if isinstance(resource, Mount):
             _timed(resource, "removed", notify, resource.detach)
             journal.strike(resource.key)
-    loaded.close()
+    end_connection(loaded)
 
 
 def end_branching(loaded: LoadedInstance) -> None:

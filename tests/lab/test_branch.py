@@ -18,6 +18,7 @@ from test_fork import ASK
 
 from ktrdr_vm.egress.ledger import read_ledger
 from ktrdr_vm.errors import GuestError, UsageError
+from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.netns import list_names
 from ktrdr_vm.host.rights import make_private
@@ -91,6 +92,8 @@ def test_three_ways_from_here(
         unseen(loaded, copy, folder, *more)  # type: ignore[arg-type]
 
     def copy_state(*more: Any, **options: Any) -> float:
+        # The memory of such a process has what was sent over its connection.
+        assert run_script(libvirt, origin.identity.domain, "pgrep -x sshd-session | wc -l", "count") == "0\n"
         # As an approval that was checked before the journal said that the secrets are being taken away.
         _shell(loaded, "echo late > /run/secrets/late; chmod 400 /run/secrets/late")
         loaded.close()

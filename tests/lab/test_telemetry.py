@@ -388,7 +388,7 @@ def test_children_that_end_are_started_again_and_the_guard_lives(lab: Lab, colle
                 now = GuardClient(guest.paths.guard).status()
                 return now.get(role) not in (None, before[role]) and send(guest, spans().SerializeToString())[0] == 200  # noqa: B023
 
-            wait_until(serves_again, f"{role} is there again", 40)
+            wait_until(serves_again, f"{role} is there again", 120)
             assert GuardClient(guest.paths.guard).status()["pid"] == before["pid"]
         wait_until(
             lambda: [one["ktrdr.run_id"] for one in collector.resources()][-1:] == [["run-9"]],

@@ -70,6 +70,7 @@ def origin(
     monkeypatch.setattr(module, "copy_state", copy_state)
     monkeypatch.setattr(module, "continue_domain", continue_domain)
     monkeypatch.setattr(module, "remove_secrets", lambda *_: log.append("take secrets") or ["secret:a"])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(module, "end_connection", lambda loaded: loaded.close())
     monkeypatch.setattr(module, "set_clock", lambda *_: log.append("set clock"))
     monkeypatch.setattr(module, "require_capacity", lambda *_, **__: None)
     monkeypatch.setattr(module, "find_qemu", lambda *_: [1])

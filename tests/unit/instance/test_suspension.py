@@ -123,6 +123,7 @@ def enough_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspension, "require_capacity", lambda *_: None)
     monkeypatch.setattr(suspension, "move_in", lambda target, _: target.libvirt.log.append("tap moved in"))
     monkeypatch.setattr(suspension, "remove_secrets", lambda machine, _notify: machine.remove_secrets())
+    monkeypatch.setattr(suspension, "end_connection", lambda machine: machine.close())
     monkeypatch.setattr("ktrdr_vm.instance.resources.saved_state.sync", lambda _: None)
 
 
