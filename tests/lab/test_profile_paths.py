@@ -30,7 +30,8 @@ from ktrdr_vm.profile import scalars
 from ktrdr_vm.profile.schema import PROFILE, Schema
 
 SECRET = "root-s-own-words"
-PLAY = f"- hosts: all\n  tasks:\n    - {{name: {SECRET}, ansible.builtin.copy: {{src: data.txt, dest: /tmp/}}}}\n"
+# Conditional: a file that is surely sent must exist.
+PLAY = f"- hosts: all\n  tasks:\n    - {{name: {SECRET}, ansible.builtin.copy: {{src: data.txt, dest: /tmp/}}, when: now | bool}}\n"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
