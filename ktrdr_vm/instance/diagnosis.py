@@ -9,6 +9,8 @@ import re
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.instance.resources.base import Target
 
+ENDED = "its VM has ended: QEMU has exited, or the guest powered off"
+
 _TAIL = 64 * 1024
 _FATAL_ERROR = re.compile(
     r"(Kernel panic - not syncing[^\n]*|Out of memory: Killed process[^\n]*|I/O error, dev vda[^\n]*)"
@@ -23,7 +25,7 @@ def explain_loss(target: Target) -> str:
     except KtrdrError as error:
         return error.message
     if facts is None or not facts.state.is_alive:
-        said = "its VM has ended: QEMU has exited, or the guest powered off"
+        said = ENDED
     elif facts.state == "paused":
         said = "its VM is paused: the host has no space for its disk, or somebody paused it"
     else:

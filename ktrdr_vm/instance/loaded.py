@@ -24,6 +24,7 @@ from ktrdr_vm.host.paths import Home, InstancePaths
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.instance.allocation import read_allocation
 from ktrdr_vm.instance.backing import open_template
+from ktrdr_vm.instance.diagnosis import ENDED
 from ktrdr_vm.instance.lane import Lane
 from ktrdr_vm.instance.resources import find_resource, find_secrets, make_resources
 from ktrdr_vm.instance.resources.base import Blueprint, Notify, Resource, Target, quiet
@@ -230,11 +231,7 @@ class LoadedInstance:
     def _require_reachable(self) -> None:
         """Called before each attempt to connect. The link of a VM without a guard is down: no wait opens it."""
         if not self.target.is_running():
-            raise ProvisionError(
-                "the domain ended while it was booting",
-                where=self.instance_id,
-                hint=f"its console says why: {self.paths.console}",
-            )
+            raise GuestError(ENDED, where=self.instance_id, hint=f"its console says why: {self.paths.console}")
         if not is_guarded(self.target):
             raise GuestError(
                 "no guard serves the instance, so the link of its VM is down",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ktrdr_vm.approvals.apply import find_pending, find_stop, reapply
-from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError
+from ktrdr_vm.errors import EscalationStop, GuestError, KtrdrError, ProvisionError, ResidueError
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import place_playbook
 from ktrdr_vm.gates.model import Playbook
@@ -116,7 +116,8 @@ class Stage:
                 result = replace(self._run_gate(playbook, recorder), stage=self._name)
                 if result.outcome == "error":
                     why = self._context.mask(explain_loss(self.instance.target))
-                    result = replace(result, message=f"{result.message}; {why}" if why else result.message)
+                    if why not in result.message:
+                        result = replace(result, message=f"{result.message}; {why}")
                 results.append(replace(result, usage=measure_gate(result, self.sampler.samples, now())))
                 self.harvest.add_fetched(playbook.name, recorder)
                 if result.outcome == "passed":
@@ -133,6 +134,12 @@ class Stage:
                 self.loaded.guard.pass_gate(gate)
 
     def _run_gate(self, playbook: Playbook, recorder: Recorder) -> GateResult:
+        try:
+            guest = self.connect()
+        except GuestError as error:
+            # A VM that was lost between two gates, as one that is lost in the middle of a gate.
+            message = self._context.mask(f"{error.message} ({error.hint})")
+            return GateResult(playbook.name, "error", now(), 0.0, message=message)
         base, repository = self.gathered.base, self.gathered.repository
         workspace = Place(base.root) if base else repository.place if repository else None
         context = GateContext(
@@ -144,7 +151,7 @@ class Stage:
             on_event=recorder.on_gate,
             gate_timeout=self.plan.profile.gate_timeout,
         )
-        return run_playbook(playbook, self.connect(), context)
+        return run_playbook(playbook, guest, context)
 
     def _stop(self, escalation_id: str) -> EscalationStop:
         name = self.plan.identity.instance_id
