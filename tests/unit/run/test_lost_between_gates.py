@@ -8,12 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from tests.fakes.libvirt import FakeLibvirt
-
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.instance.diagnosis import ENDED
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.run.vm import Stage
+from tests.fakes.libvirt import FakeLibvirt
 
 
 def test_the_gate_says_that_the_vm_has_ended_and_the_next_is_skipped(tmp_path: Path) -> None:
