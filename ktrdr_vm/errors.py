@@ -130,3 +130,19 @@ class BusyError(KtrdrError):
 class LimitReached(KeyboardInterrupt):
     """SIGUSR1 of a scheduler: the time of this process is nearly over. An interruption, after which results are still
     fetched."""
+
+
+# -- excerpts of what a program or a guest says, for messages ----------------------------------------------------------
+
+CUT = "…"
+"""Marks where a text was cut. Messages are masked after that, and there a mask searches for half a secret too."""
+
+
+def keep_beginning(text: str, limit: int) -> str:
+    """The first `limit` characters, and a mark if there were more."""
+    return text if len(text) <= limit else f"{text[:limit]}{CUT}"
+
+
+def keep_end(text: str, limit: int) -> str:
+    """The last `limit` characters, after a mark if there were more: most programs say last what is wrong."""
+    return text if len(text) <= limit else f"{CUT}{text[-limit:]}"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import zstandard
 
-from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.errors import HostError, UsageError, keep_end
 from ktrdr_vm.evidence.attestation import make_attestation
 from ktrdr_vm.evidence.reader import find_workspace, parse_own_report
 from ktrdr_vm.evidence.statement import ATTESTATION
@@ -170,7 +170,7 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
     )
     if done.exit_code != 0:
         raise HostError(
-            f"publishing failed with exit code {done.exit_code}: {done.error_text[-500:]}",
+            f"publishing failed with exit code {done.exit_code}: {keep_end(done.error_text, 500)}",
             where=" ".join(policy.publish_command),
             hint="the bundle is complete; correct the command and publish again",
         )
@@ -252,7 +252,7 @@ def _sign(sums: Path, key: str) -> None:
     )
     if done.exit_code != 0:
         raise HostError(
-            f"the bundle could not be signed: {done.error_text[-300:]}",
+            f"the bundle could not be signed: {keep_end(done.error_text, 300)}",
             where=key,
             hint=(
                 "publish.signing_key of the policy must name an SSH key without a passphrase; without it bundles are"

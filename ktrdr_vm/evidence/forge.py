@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from ktrdr_vm.errors import KtrdrError, UsageError
+from ktrdr_vm.errors import KtrdrError, UsageError, keep_end
 from ktrdr_vm.host import process
 from ktrdr_vm.host.repository import Repository
 
@@ -80,7 +80,7 @@ def notify_forge(
             note(f"the forge was not told `{status.state}`: {error}")
             continue
         if done.exit_code != 0:
-            said = done.error_text[-300:] or "no message"
+            said = keep_end(done.error_text, 300) or "no message"
             note(
                 f"the forge was not told `{status.state}`: {command[0]} failed with exit code {done.exit_code}: {said}"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ktrdr_vm.errors import keep_beginning
 from ktrdr_vm.gates.bounds import TemplateError
 from ktrdr_vm.gates.model import Task
 from ktrdr_vm.gates.modules.base import Result
@@ -13,6 +14,8 @@ from ktrdr_vm.gates.results import find_message, plain_text
 from ktrdr_vm.gates.templating import Scope
 
 MAX_LOOP = 1000
+# Characters of the name of an iteration.
+_LABEL = 200
 
 
 def find_items(task: Task, templar: Renderer, scope: Scope) -> list[Any]:
@@ -43,11 +46,11 @@ def make_item(task: Task, number: int, value: Any) -> dict[str, Any]:
 def make_label(task: Task, value: Any, templar: Renderer, scope: Scope) -> str:
     """The name of an iteration in the report: its `label`, or the item."""
     if task.loop_control.label is None:
-        return plain_text(value)[:200]
+        return keep_beginning(plain_text(value), _LABEL)
     try:
-        return plain_text(templar.render(task.loop_control.label, scope, shown=True))[:200]
+        return keep_beginning(plain_text(templar.render(task.loop_control.label, scope, shown=True)), _LABEL)
     except TemplateError as error:
-        return f"(the label cannot be rendered: {error})"[:200]
+        return keep_beginning(f"(the label cannot be rendered: {error})", _LABEL)
 
 
 def sum_up(turns: list[tuple[str, Result]], *, looped: bool) -> Result:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ktrdr_vm.errors import keep_beginning, keep_end
 from ktrdr_vm.gates.model import Task
 from ktrdr_vm.report.model import Attachment, TaskOutcome, TaskResult
 
@@ -79,8 +80,9 @@ def _find_message(module: str, result: Mapping[str, Any]) -> str:
 
 def _last_line(value: Any) -> str:
     """The last line that is not empty, in which most programs report their error."""
-    lines = [line.strip() for line in plain_text(value)[-4000:].splitlines()]
-    return next((line[:300] for line in reversed(lines) if any(character.isalnum() for character in line)), "")
+    lines = [line.strip() for line in keep_end(plain_text(value), 4000).splitlines()]
+    last = next((line for line in reversed(lines) if any(character.isalnum() for character in line)), "")
+    return keep_beginning(last, 300)
 
 
 def find_outcome(result: Mapping[str, Any], *, ignored: bool) -> TaskOutcome:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ktrdr_vm.errors import UsageError
+from ktrdr_vm.errors import UsageError, keep_end
 from ktrdr_vm.guest.workspace_parts import GITLINK
 from ktrdr_vm.host.git import BOUNDS, View, open_view
 from ktrdr_vm.host.repository import Repository
@@ -26,7 +26,7 @@ def find_uncommitted(view: View, commit: str) -> tuple[list[str], list[str]]:
         if done.exit_code != 0:
             raise UsageError(
                 "the uncommitted changes cannot be listed: they, or the files of the commit, are too large or too many"
-                + (f": {done.error_text[-200:]}" if done.error_text else ""),
+                + (f": {keep_end(done.error_text, 200)}" if done.error_text else ""),
                 where=f"the workspace, compared with {commit[:12]}",
                 hint="`git status` shows them: commit or remove them, or set workspace.uncommitted to ignore",
             )

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from ktrdr_vm.errors import GuestError
+from ktrdr_vm.errors import GuestError, keep_end
 from ktrdr_vm.guest.clients import configure_clients
 from ktrdr_vm.guest.guide import make_facts, render_guide
 from ktrdr_vm.guest.protocol import ENVIRONMENT_FILE, Guest
@@ -150,7 +150,7 @@ def personalize(guest: Guest, plan: Plan, environment: Mapping[str, str]) -> Non
 
 
 def _end(output: bytes) -> str:
-    return output.decode("utf-8", "replace")[-300:].strip()
+    return keep_end(output.decode("utf-8", "replace").strip(), 300)
 
 
 def render_exports(environment: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import IO, BinaryIO, cast
 
-from ktrdr_vm.errors import GuestError, UsageError
+from ktrdr_vm.errors import GuestError, UsageError, keep_end
 from ktrdr_vm.guest.commits import escape_branch, is_branch_name
 from ktrdr_vm.guest.protocol import Guest, GuestResult
 from ktrdr_vm.host.git import COMMIT, COMPLETE, LIMIT, View, open_view
@@ -151,7 +151,7 @@ def _is_expected(name: bytes, push: Push) -> bool:
 
 
 def _refused(what: str, done: GuestResult) -> GuestError:
-    said = done.stderr.decode("utf-8", "replace")[-300:].strip()
+    said = keep_end(done.stderr.decode("utf-8", "replace").strip(), 300)
     return GuestError(
         f"the guest did not take what was pushed: {what}{f': {said}' if said else ''}",
         where="push",

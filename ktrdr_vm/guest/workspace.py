@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ktrdr_vm.errors import GuestError, UsageError
+from ktrdr_vm.errors import GuestError, UsageError, keep_end
 from ktrdr_vm.guest.loose_files import LooseFiles, Part, lay_beneath, read_loose
 from ktrdr_vm.guest.loose_names import find_uncommitted
 from ktrdr_vm.guest.protocol import Guest
@@ -282,7 +282,7 @@ def _run(guest: Guest, script: str, target: str, environment: dict[str, str], st
 
 def _check(exit_code: int, stderr: bytes) -> None:
     if exit_code != 0:
-        said = stderr.decode("utf-8", "replace")[-500:].strip()
+        said = keep_end(stderr.decode("utf-8", "replace").strip(), 500)
         hint = next(
             (hint for word, hint in _HINTS if word in said),
             "the message is that of the guest; `ktrdr-vm logs` shows its console",

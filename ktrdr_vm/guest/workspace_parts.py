@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ktrdr_vm.errors import UsageError
+from ktrdr_vm.errors import UsageError, keep_end
 from ktrdr_vm.host.git import View, open_view
 from ktrdr_vm.host.repository import Repository, find_repository, resolve_commit
 
@@ -85,7 +85,7 @@ def _list_gitlinks(view: View, repository: Repository) -> Iterator[str]:
         if done.exit_code != 0:
             raise UsageError(
                 "the files of the commit cannot be listed: it has too many, or objects of it are missing"
-                + (f": {done.error_text[-200:]}" if done.error_text else ""),
+                + (f": {keep_end(done.error_text, 200)}" if done.error_text else ""),
                 where=f"{repository.root}, commit {repository.commit[:12]}",
                 hint="check the repository with `git fsck`",
             )

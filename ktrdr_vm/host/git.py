@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ktrdr_vm.errors import KtrdrError, UsageError
+from ktrdr_vm.errors import KtrdrError, UsageError, keep_end
 from ktrdr_vm.host import process
 from ktrdr_vm.host.beneath import Place, open_file
 from ktrdr_vm.host.checkout import Checkout, open_checkout, read_own, refuse_other_tree
@@ -264,7 +264,7 @@ def _read_config(checkout: Checkout, top: Place, folder: int = -1, name: str = "
     if listed.exit_code != 0:
         _list_settings.cache_clear()
         raise UsageError(
-            f"the repository's configuration cannot be read: {listed.error_text[-200:]}",
+            f"the repository's configuration cannot be read: {keep_end(listed.error_text, 200)}",
             where=str(top.path),
             hint="check it with `git config --list`",
         )

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.errors import HostError, ProvisionError
+from ktrdr_vm.errors import HostError, ProvisionError, keep_end
 from ktrdr_vm.host import process
 from ktrdr_vm.host.netns import run_inside
 
@@ -53,7 +53,9 @@ def list_ruleset() -> Table:
     listed = process.run(["nft", "-j", "list", "ruleset"], timeout=30, check=False)
     if listed.exit_code != 0:
         raise HostError(
-            f"nft cannot list the rules: {listed.error_text[-200:]}", where="nft", hint="load the kernel's nf_tables"
+            f"nft cannot list the rules: {keep_end(listed.error_text, 200)}",
+            where="nft",
+            hint="load the kernel's nf_tables",
         )
     found: Table = json.loads(listed.stdout)["nftables"]
     return found

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ktrdr_vm.errors import HostError, ProvisionError
+from ktrdr_vm.errors import HostError, ProvisionError, keep_end
 from ktrdr_vm.host.program_call import ProgramCall
 
 # Programs are searched in system folders, never in the PATH of the caller, which with sudo belongs to the user.
@@ -190,7 +190,7 @@ def run(
     completed = Completed(tuple(arguments), process.returncode, out or b"", err or b"")
     notify_observers(replace(call, outcome=f"exit code {completed.exit_code}"))
     if check and completed.exit_code != 0:
-        tail = completed.error_text[-2000:] or completed.text[-2000:].strip() or "no message"
+        tail = keep_end(completed.error_text, 2000) or keep_end(completed.text, 2000).strip() or "no message"
         raise ProvisionError(
             f"{name} {_describe_end(completed.exit_code)}: {tail}",
             where=shown,

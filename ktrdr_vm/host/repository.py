@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ktrdr_vm.errors import UsageError
+from ktrdr_vm.errors import UsageError, keep_end
 from ktrdr_vm.host.beneath import Place, find_place
 from ktrdr_vm.host.checkout import find_top
 from ktrdr_vm.host.git import COMMIT, COMPLETE, View, open_view
@@ -53,7 +53,8 @@ def find_repository(directory: Path, source: str = ".") -> Repository:
         commit = found.text.strip()
         if found.exit_code != 0 or not COMMIT.fullmatch(commit):
             raise UsageError(
-                f"the workspace is not a Git repository with a commit: {found.error_text[-200:] or 'HEAD names none'}",
+                "the workspace is not a Git repository with a commit:"
+                f" {keep_end(found.error_text, 200) or 'HEAD names none'}",
                 where=str(top.path),
                 hint=f"create a commit, or name another folder with --workspace; {COMPLETE} completes a partial clone",
             )

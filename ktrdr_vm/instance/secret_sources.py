@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ktrdr_vm.egress.delivered_values import MAX_BYTES
-from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.errors import HostError, UsageError, keep_end
 from ktrdr_vm.host import process
 from ktrdr_vm.host.owner import find_owner
 from ktrdr_vm.profile.model import Secret as SecretEntry
@@ -87,7 +87,7 @@ def _ask_command(entry: SecretEntry) -> bytes:
     if done.exit_code != 0 or not value or len(value) > MAX_BYTES:
         raise HostError(
             f"the command of the secret {entry.name} ended with {done.exit_code} and {len(value)} bytes:"
-            f" {done.error_text[-200:]}",
+            f" {keep_end(done.error_text, 200)}",
             where=entry.command[0],
             hint="run it by hand as the same user; it must print the value and nothing else",
         )

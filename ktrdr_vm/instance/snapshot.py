@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.errors import KtrdrError, ProvisionError, UsageError, keep_end
 from ktrdr_vm.guest.agent import wait_agent
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host import process
@@ -148,7 +148,7 @@ def _freeze(libvirt: Libvirt, domain: str) -> bool:
 def _run(guest: Guest, script: str, doing: str) -> None:
     done = guest.run(script, become=True, timeout=120)
     if done.exit_code != 0:
-        said = done.stderr.decode("utf-8", "replace")[-300:].strip()
+        said = keep_end(done.stderr.decode("utf-8", "replace").strip(), 300)
         raise ProvisionError(f"the guest could not {doing}: {said}", where="snapshot", hint="look in the guest")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from ktrdr_vm.errors import ProvisionError, UsageError
+from ktrdr_vm.errors import ProvisionError, UsageError, keep_end
 from ktrdr_vm.guest.workspace_parts import find_other_refs, list_submodules
 from ktrdr_vm.host.git import COMMIT, COMPLETE, View, read_shallow
 from ktrdr_vm.host.repository import Repository
@@ -135,7 +135,7 @@ def _write(view: View, path: Path, wanted: Sequence[str]) -> bool:
     if "empty bundle" in done.error_text:
         return False
     raise ProvisionError(
-        f"git bundle failed: {done.error_text[-500:]}",
+        f"git bundle failed: {keep_end(done.error_text, 500)}",
         where=str(view.checkout.common_path),
         hint="check the repository with `git fsck`",
     )

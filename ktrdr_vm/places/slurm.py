@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.errors import HostError, KtrdrError, UsageError
+from ktrdr_vm.errors import HostError, KtrdrError, UsageError, keep_end
 from ktrdr_vm.host import process
 from ktrdr_vm.host.rights import make_private
 from ktrdr_vm.places.engine import NOT_LISTED, mark_started
@@ -105,7 +105,7 @@ class SlurmEngine:
         found = _JOB.fullmatch(done.text)
         if done.exit_code != 0 or found is None:
             raise HostError(
-                f"sbatch refused the job: {done.error_text[-500:] or done.text[-200:]}",
+                f"sbatch refused the job: {keep_end(done.error_text, 500) or keep_end(done.text, 200)}",
                 where="sbatch",
                 hint="correct the options of the place in places.yaml; `ktrdr-vm submit --script` prints the script",
             )
@@ -138,7 +138,7 @@ class SlurmEngine:
         except KtrdrError as error:
             return dict.fromkeys(jobs, f"squeue does not answer: {error.message[:200]}")
         if done.exit_code != 0:
-            return dict.fromkeys(jobs, f"squeue does not answer: {done.error_text[-200:]}")
+            return dict.fromkeys(jobs, f"squeue does not answer: {keep_end(done.error_text, 200)}")
         said: dict[tuple[str, str], str] = {}
         for line in done.text.splitlines():
             if found := _REASONS.fullmatch(line.strip().replace("_N/A|", "|", 1)):
@@ -195,7 +195,7 @@ class SlurmEngine:
         except KtrdrError as error:
             return {"controller": error.message[:300]}
         if done.exit_code != 0:
-            return {"controller": f"sinfo does not answer: {done.error_text[-300:]}"}
+            return {"controller": f"sinfo does not answer: {keep_end(done.error_text, 300)}"}
         if not re.search(r"\bkvm:", done.text):
             return {"gres": "no node has Gres=kvm:N, which each request asks for"}
         return {}

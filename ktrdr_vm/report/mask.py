@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
+from ktrdr_vm.errors import CUT
+
 # A shorter value would mask ordinary words and thereby be revealed.
 MIN_LENGTH = 4
 MASK = "***"
@@ -29,7 +31,7 @@ _BROKEN = 72
 _BREAK = r"(?:\\+[nr]|[\r\n][ \t]*)*"
 _BETWEEN = r"(?:[\s:,%]|\\+[nrx]|0x){0,6}"
 # A text of this length may have been cut: fields of the ledger, messages and lines have limits from here on.
-_CUT = 250
+_LONG = 250
 # Backslashes before a character that JSON, in up to three levels, or a shell escapes.
 _ESCAPED = r"\\{0,7}"
 # Further characters than letters and digits in a text that is found as documents escape it.
@@ -72,15 +74,26 @@ def make_mask(secrets: Iterable[bytes]) -> Callable[[str], str]:
 
 
 def _mask_ends(secrets: Sequence[str], text: str) -> str:
-    """The text without the beginning of a secret at its end, and without the end of one at its beginning: where it was
-    cut before it was masked, no half of a secret remains."""
-    if len(text) < _CUT:
-        return text
+    """The text without half a secret where it was cut before it was masked: at the marks of an excerpt, and at both
+    ends of a text that is long enough to have been cut without one."""
+    whole = len(text) >= _LONG
+    if CUT not in text:
+        return _mask_halves(secrets, text, begins=whole, ends=whole)
+    parts = text.split(CUT)
+    last = len(parts) - 1
+    return CUT.join(
+        _mask_halves(secrets, part, begins=number > 0 or whole, ends=number < last or whole)
+        for number, part in enumerate(parts)
+    )
+
+
+def _mask_halves(secrets: Sequence[str], text: str, *, begins: bool, ends: bool) -> str:
+    """The text without the beginning of a secret at its end, and without the end of one at its beginning."""
     for secret in secrets:
-        lengths = range(min(len(secret), len(text)) - 1, MIN_LENGTH - 1, -1)
-        if cut := next((length for length in lengths if text.endswith(secret[:length])), 0):
+        lengths = range(min(len(secret) - 1, len(text)), MIN_LENGTH - 1, -1)
+        if ends and (cut := next((length for length in lengths if text.endswith(secret[:length])), 0)):
             text = text[:-cut] + MASK
-        if cut := next((length for length in lengths if text.startswith(secret[-length:])), 0):
+        if begins and (cut := next((length for length in lengths if text.startswith(secret[-length:])), 0)):
             text = MASK + text[cut:]
     return text
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ktrdr_vm.errors import GuestError
+from ktrdr_vm.errors import GuestError, keep_end
 from ktrdr_vm.guest.protocol import Guest, GuestTimeout
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.profile.model import Workload
@@ -121,7 +121,7 @@ def _start(guest: Guest, workload: Workload, environment: Mapping[str, str], chd
     started = guest.run(_START % words, environment=environment, chdir=chdir, timeout=_LIMIT)
     if started.exit_code != 0:
         raise GuestError(
-            f"the workload could not be started: {started.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            f"the workload could not be started: {keep_end(started.stderr.decode('utf-8', 'replace').strip(), 300)}",
             where="workload",
             hint="the image requires setsid (util-linux), a writable home directory and free disk space",
         )

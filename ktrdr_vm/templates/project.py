@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ktrdr_vm.egress.client import GuardClient
-from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError
+from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError, keep_end
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import load_playbook, place_playbook
 from ktrdr_vm.gates.model import Playbook
@@ -259,7 +259,7 @@ def _work(loaded: LoadedInstance, repository: Repository, playbook: Playbook, no
     tidied = guest.run(_TIDY, environment={"TARGET": workspace.target}, become=True, timeout=DOCKER_LIMIT)
     if tidied.exit_code != 0:
         raise GuestError(
-            f"the guest could not be cleaned up: {tidied.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            f"the guest could not be cleaned up: {keep_end(tidied.stderr.decode('utf-8', 'replace').strip(), 300)}",
             where=plan.identity.instance_id,
             hint="check which processes the playbook leaves running",
         )

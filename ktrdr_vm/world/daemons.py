@@ -9,7 +9,7 @@ import shutil
 import time
 from pathlib import Path
 
-from ktrdr_vm.errors import HostError
+from ktrdr_vm.errors import HostError, keep_end
 from ktrdr_vm.host import process
 
 NAMES = ("virtlogd", "libvirtd")
@@ -66,7 +66,7 @@ def start_missing(name: str) -> None:
     done = process.run([name, "-d", "--pid-file", _PIDS / f"{name}.pid"], timeout=START_LIMIT, check=False)
     if done.exit_code != 0:
         raise HostError(
-            f"{name} cannot be started: {done.error_text[-500:]}",
+            f"{name} cannot be started: {keep_end(done.error_text, 500)}",
             where=name,
             hint="install libvirt-daemon-system; `ktrdr-vm doctor`",
         )

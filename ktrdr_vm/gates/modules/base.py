@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ktrdr_vm.errors import keep_end
+
 if TYPE_CHECKING:
     from ktrdr_vm.gates.renderer import Renderer
     from ktrdr_vm.gates.templating import Scope
@@ -176,6 +178,6 @@ def run_guest_side(call: Call, script: str, arguments: Mapping[str, Any]) -> Res
     raise ModuleFailure(
         f"{call.module} requires {NO_PYTHON}" if missing else "the guest's python3 gave no answer",
         rc=completed.exit_code,
-        module_stdout=text_of(completed.stdout)[-2000:],
-        module_stderr=text_of(completed.stderr)[-2000:],
+        module_stdout=keep_end(text_of(completed.stdout), 2000),
+        module_stderr=keep_end(text_of(completed.stderr), 2000),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ktrdr_vm.errors import keep_end
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, text_of
 from ktrdr_vm.guest.protocol import GuestResult
 
@@ -111,8 +112,8 @@ def _git(call: Call, dest: str, *arguments: str, check: bool = True) -> GuestRes
 def _failed(what: str, completed: GuestResult) -> ModuleFailure:
     stderr = text_of(completed.stderr).strip()
     return ModuleFailure(
-        f"git {what} failed: {stderr[-2000:]}",
+        f"git {what} failed: {keep_end(stderr, 2000)}",
         rc=completed.exit_code,
-        stdout=text_of(completed.stdout)[-2000:],
+        stdout=keep_end(text_of(completed.stdout), 2000),
         stderr=stderr,
     )

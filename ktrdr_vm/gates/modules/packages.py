@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 
+from ktrdr_vm.errors import keep_end
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, text_of
 
 _KEPT = 64 * 1024
@@ -51,8 +52,8 @@ def _run_apt(call: Call, words: list[str]) -> tuple[str, str]:
     done = call.run(["env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", *words])
     out, err = text_of(done.stdout), text_of(done.stderr)
     if done.exit_code != 0:
-        reason = (err.strip() or out.strip())[-2000:]
-        shown = {"stdout": out[-_KEPT:], "stderr": err[-_KEPT:], "cmd": words}
+        reason = keep_end(err.strip() or out.strip(), 2000)
+        shown = {"stdout": keep_end(out, _KEPT), "stderr": keep_end(err, _KEPT), "cmd": words}
         raise ModuleFailure(f"{' '.join(words[:2])} failed: {reason}", rc=done.exit_code, **shown)
     return out, err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ktrdr_vm.errors import keep_end
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, text_of
 from ktrdr_vm.guest.protocol import GuestResult
 
@@ -39,7 +40,7 @@ def _act(call: Call, verb: str, *words: str) -> None:
     more = ["--no-block"] if call.get("no_block", False) else []
     done = _systemctl(call, *more, verb, *words)
     if done.exit_code != 0:
-        said = text_of(done.stderr or done.stdout).strip()[-2000:]
+        said = keep_end(text_of(done.stderr or done.stdout).strip(), 2000)
         raise ModuleFailure(f"Unable to {verb} {' '.join(words[1:]) or 'systemd'}: {said}", rc=done.exit_code)
 
 
@@ -47,7 +48,7 @@ def _show(call: Call, unit: str) -> dict[str, Any]:
     done = _systemctl(call, "show", "--", unit)
     if done.exit_code != 0:
         raise ModuleFailure(
-            f"the state of {unit} cannot be read: {text_of(done.stderr).strip()[-500:]}", rc=done.exit_code
+            f"the state of {unit} cannot be read: {keep_end(text_of(done.stderr).strip(), 500)}", rc=done.exit_code
         )
     return dict(line.split("=", 1) for line in text_of(done.stdout).splitlines() if "=" in line and line[:1].isalpha())
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError
+from ktrdr_vm.errors import GuestError, HostError, KtrdrError, ProvisionError, keep_end
 from ktrdr_vm.host.beneath import Place, find_place, open_folder
 from ktrdr_vm.host.mounts import bind_readonly, find_mounts, unmount
 from ktrdr_vm.host.rights import find_open, set_rights
@@ -116,7 +116,7 @@ class Mount(Resource):
         if done.exit_code != 0:
             raise ProvisionError(
                 f"{self._entry.target} could not be mounted in the guest:"
-                f" {done.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+                f" {keep_end(done.stderr.decode('utf-8', 'replace').strip(), 300)}",
                 where=self.target.identity.instance_id,
                 hint="the target must be a folder or must not exist, and the guest's kernel must support virtiofs",
             )

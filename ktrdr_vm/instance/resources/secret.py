@@ -7,7 +7,7 @@ import time
 
 from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.egress.expiry import TAKE
-from ktrdr_vm.errors import GuestError, ProvisionError
+from ktrdr_vm.errors import GuestError, ProvisionError, keep_end
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.instance.resources.base import Blueprint, Resource, Target
 from ktrdr_vm.profile.model import Secret as SecretEntry
@@ -102,7 +102,7 @@ class Secret(Resource):
         if delivered.exit_code != 0:
             raise ProvisionError(
                 f"the secret {entry.name} could not be delivered:"
-                f" {delivered.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+                f" {keep_end(delivered.stderr.decode('utf-8', 'replace').strip(), 300)}",
                 where=self.target.identity.instance_id,
                 hint="the guest needs tmpfs and systemd; any cloud image of a current distribution has both",
             )
@@ -146,7 +146,9 @@ class Secret(Resource):
         except GuestError as error:
             raise self._still_there(f"the guest does not answer: {error.message}") from None
         if done.exit_code != 0 or self.exists():
-            raise self._still_there(done.stderr.decode("utf-8", "replace")[-200:].strip() or "the guest keeps it")
+            raise self._still_there(
+                keep_end(done.stderr.decode("utf-8", "replace").strip(), 200) or "the guest keeps it"
+            )
         self._guard.cancel_expiry(self._entry.name, self._entry.path)
 
     def _still_there(self, why: str) -> ProvisionError:
@@ -162,7 +164,7 @@ def sweep_secrets(guest: Guest) -> None:
     done = guest.run(_SWEEP, become=True, timeout=GUEST_LIMIT)
     if done.exit_code != 0:
         raise ProvisionError(
-            f"{DIRECTORY} of the guest could not be emptied: {done.stderr.decode('utf-8', 'replace')[-200:].strip()}",
+            f"{DIRECTORY} of the guest could not be emptied: {keep_end(done.stderr.decode('utf-8', 'replace').strip(), 200)}",
             where=DIRECTORY,
             hint="remove its files in the guest, then try again",
         )

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.egress.ledger import Ledger, read_kept
+from ktrdr_vm.gates.loops import make_label
+from ktrdr_vm.gates.model import Task
+from ktrdr_vm.gates.results import find_message
 from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.profile.model import Workload
 from ktrdr_vm.report.mask import make_mask, mask_values
@@ -177,6 +180,24 @@ def test_a_text_that_was_cut_within_a_secret_has_no_half_of_it(tmp_path: Path, k
     assert mask_values(row, mask)["path"] == "/" * (400 - kept) + "***"
     assert mask("hunter2hunter2"[-kept:] + "." * 300) == "***" + "." * 300
     assert mask("push to hunter2") == "push to hunter2", "a text that no limit can have cut stays"
+
+
+@pytest.mark.parametrize("kept", [4, 5, 13])
+def test_a_message_with_an_excerpt_in_its_middle_has_no_half_of_a_secret(kept: int) -> None:
+    """The last line of a program and the label of an item are cut, and more words follow them, before anything is
+    masked."""
+    secret = "hunter2hunter2"
+    mask = make_mask([secret.encode()])
+    result = {"failed": True, "msg": "non-zero return code", "rc": 1, "until_failed": "it works"}
+    for stderr in ("x" * (300 - kept) + secret + "y" * 30, f"{secret}{'.' * (4000 - kept)}"):
+        shown = mask(find_message("command", result | {"stderr": stderr}) + "; and more")
+        assert "***" in shown and secret[:kept] not in shown and secret[-kept:] not in shown
+    task = Task("x", "command", {}, "p.yaml:1", loop="{{ items }}")
+    templar: Any = None  # without a `label` nothing is rendered
+    label = make_label(task, "x" * (200 - kept) + secret, templar, templar)
+    assert mask(f"{label}: failed").endswith("x***…: failed")
+    assert mask("hunter2… and …hunter2") == "***… and …***", "marks of others are treated alike"
+    assert mask("to hunter2 and on") == "to hunter2 and on"
 
 
 @pytest.mark.parametrize(
