@@ -16,19 +16,22 @@ import zstandard
 
 from ktrdr_vm.errors import HostError, UsageError, keep_end
 from ktrdr_vm.evidence.attestation import make_attestation
-from ktrdr_vm.evidence.reader import find_workspace, parse_own_report
+from ktrdr_vm.evidence.reader import parse_own_report
 from ktrdr_vm.evidence.statement import ATTESTATION
+from ktrdr_vm.evidence.work import find_work, write_work
 from ktrdr_vm.host import process
-from ktrdr_vm.host.git import BOUNDS, View, open_view, require_commit, require_ref
-from ktrdr_vm.host.repository import Repository, resolve_commit
+from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.host.runs import FinishedRun
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
-from ktrdr_vm.report.model import RunReport
-from ktrdr_vm.report.pull_request import Change, find_missing, make_title, render_pull_request, require_startability
+from ktrdr_vm.report.pull_request import (
+    find_missing,
+    make_title,
+    render_pull_request,
+    require_startability,
+)
 
 COPIED = ("report.json", "report.html", "junit.xml", "events.jsonl", "egress.jsonl", "plan.json")
 MAX_NOTE = 256 * 1024
-MAX_PATCHES = 1000
 _SIGNING_LIMIT = 60.0
 _PUBLISH_LIMIT = 600.0
 _NAMESPACE = "ktrdr-vm"
@@ -81,12 +84,13 @@ def _make_bundle(run: FinishedRun, owner: tuple[int, int], policy: OwnerPolicy) 
             where=str(run.path),
             hint="bundle a run whose files were not changed, or apply again",
         )
-    repository, ref, base = _find_work(run, report, contents.get("plan.json"))
+    repository, ref, base = find_work(run, report, contents.get("plan.json"))
+    judged = report.verification.commit if report.verification and ref else ""
     notes = _name_notes(contents)
     with run.build() as made:
         directory = made / "bundle"
         directory.mkdir(mode=0o700)
-        changes = _write_patches(repository, base, ref, directory / "patches") if repository and ref else ()
+        changes = write_work(repository, base, judged, directory) if repository and judged else ()
         for name in COPIED:
             if name in contents:
                 (directory / name).write_bytes(contents[name])
@@ -175,57 +179,6 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
             hint="the bundle is complete; correct the command and publish again",
         )
     return done.text
-
-
-def _find_work(run: FinishedRun, report: RunReport, plan: bytes | None) -> tuple[Repository | None, str, str]:
-    """The repository, the judged ref, and its base commit. UsageError if the ref has changed since."""
-    repository, verification, where = (
-        find_workspace(run.path, plan),
-        report.verification,
-        str(run.path / "report.json"),
-    )
-    base = require_commit(report.base_commit, where) if report.base_commit else ""
-    if repository is None or verification is None or not report.commits or not base:
-        return repository, "", base
-    judged = verification.commit
-    chosen = next((one for one in report.commits if one.commit == judged), None)
-    if chosen is None:
-        return repository, "", base
-    require_commit(judged, where)
-    # A commit that `verify` was given by its id has no name.
-    ref = judged if chosen.ref == judged else require_ref(chosen.ref, where)
-    found = resolve_commit(repository, ref)
-    if found != judged:
-        raise UsageError(
-            f"{ref} is no longer the commit on which the gates ran ({judged[:12]})",
-            where=str(repository.root),
-            hint="a later run replaced it; bundle that run, or apply again",
-        )
-    return repository, ref, base
-
-
-def _write_patches(repository: Repository, base: str, ref: str, folder: Path) -> tuple[Change, ...]:
-    """Write the patch series for `git am`; return its subjects, newest first."""
-    folder.mkdir(mode=0o700)
-    with open_view(repository.place) as view:
-        return _write_series(view.apart, base, ref, folder)
-
-
-def _write_series(view: View, base: str, ref: str, folder: Path) -> tuple[Change, ...]:
-    count = f"--max-count={MAX_PATCHES + 1}"
-    listed = view.git("log", "--format=%H %s", count, "--end-of-options", f"{base}..{ref}", "--", bounds=BOUNDS)
-    # Split at line feeds only: a subject may contain other characters that `splitlines` treats as line ends.
-    changes = tuple(Change(*line.partition(" ")[::2]) for line in listed.text.split("\n") if line)
-    if len(changes) > MAX_PATCHES:
-        raise UsageError(f"more than {MAX_PATCHES} commits were fetched", where=ref, hint="squash them in the workload")
-    options = ("--binary", "--no-ext-diff", "--no-textconv", "--no-signature", "--no-renames", "--stdout")
-    for number, change in enumerate(reversed(changes), 1):
-        with (folder / f"{number:04}-{change.commit[:12]}.patch").open("wb") as file:
-            view.git(
-                "format-patch", *options, "-1", f"--start-number={number}", "--end-of-options", change.commit,
-                stdout=file.fileno(), bounds=BOUNDS,
-            )  # fmt: skip
-    return changes
 
 
 def _name_notes(contents: dict[str, bytes]) -> dict[str, str]:

@@ -7,13 +7,17 @@ listed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.report.escape import escape_line, escape_text
 from ktrdr_vm.report.model import Allowance, Denial, RunReport
 
+COMMITS = "commits.bundle"
+"""The Git bundle with the commits, beside the page."""
+
+_MERGE, _NO_PATCH = "a merge has none", "it is empty or too large"
 _MAX_ROWS = 50
 _NOTES = (
     ("summary.md", "Summary"),
@@ -30,10 +34,13 @@ class NotConfirmedError(KtrdrError):
 
 @dataclass(frozen=True)
 class Change:
-    """One commit of the returned branch: its id and the first line of its message."""
+    """One commit of the returned branch: its id, the first line of its message, and the name of its patch, empty if it
+    has none."""
 
     commit: str
     subject: str
+    patch: str = ""
+    merge: bool = False
 
 
 def require_startability(report: RunReport) -> None:
@@ -66,11 +73,18 @@ def make_title(report: RunReport, changes: Iterable[Change]) -> str:
     return escape_line(subject, limit=72) or f"Work of {escape_line(report.instance_id, limit=72)}"
 
 
-def find_missing(report: RunReport, notes: Mapping[str, str], changes: Iterable[Change]) -> list[str]:
+def find_missing(report: RunReport, notes: Mapping[str, str], changes: Sequence[Change]) -> list[str]:
     """The missing parts."""
     missing = [f"{name}: the workload did not write it" for name, _ in _NOTES if not notes.get(name, "").strip()]
-    if not list(changes):
+    if not changes:
         missing.append("patches: the workload returned no commit")
+    bare = [one for one in changes if not one.patch]
+    missing += [
+        f"patch of {one.commit[:12]}: {_MERGE if one.merge else _NO_PATCH}; {COMMITS} has it"
+        for one in bare[:_MAX_ROWS]
+    ]
+    if len(bare) > _MAX_ROWS:
+        missing.append(f"patches of {len(bare) - _MAX_ROWS} more commits")
     if report.verification is None:
         missing.append("verification of a workload: the profile has none, so the gates ran on the base commit")
     ran = {gate.name for gate in report.gates if gate.outcome != "skipped"}
@@ -117,6 +131,9 @@ def _lines(report: RunReport, notes: Mapping[str, str], changes: tuple[Change, .
     yield from _note(notes, *_NOTES[2])
     yield f"## Commits ({len(changes)})"
     yield ""
+    if changes:
+        yield f"`git fetch {COMMITS}` gives exactly the commits that were judged; `patches/` is for reading."
+        yield ""
     yield from (f"- `{change.commit[:12]}` {_code(change.subject)}" for change in changes[:_MAX_ROWS])
     if len(changes) > _MAX_ROWS:
         yield f"- and {len(changes) - _MAX_ROWS} more, all under `patches/`"

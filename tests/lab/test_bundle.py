@@ -14,6 +14,7 @@ import pytest
 import zstandard
 
 from ktrdr_vm.errors import HostError, UsageError
+from ktrdr_vm.evidence import work
 from ktrdr_vm.evidence.bundle import make_bundle, publish
 from ktrdr_vm.evidence.reader import find_workspace
 from ktrdr_vm.host.paths import PROJECT
@@ -106,12 +107,60 @@ def test_the_patches_apply_to_a_fresh_clone_and_give_the_same_tree(
     assert git(fresh, "rev-parse", "HEAD^{tree}") == git(root, "rev-parse", f"{done}^{{tree}}")
 
 
+def test_the_commits_arrive_as_they_were_judged_whatever_a_patch_cannot_say(
+    tmp_path: Path, repository: tuple[Path, str, str]
+) -> None:
+    """A merge that changes what it merges, a commit without changes, and ends of lines that `git am` changes."""
+    root, base, done = repository
+    git(root, "checkout", "-q", "--detach", base)
+    (root / "dos.txt").write_bytes(b"one\r\ntwo\r\n")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "Lines of another system")
+    git(root, "merge", "-q", "--no-ff", "--no-commit", done)
+    (root / "app.py").write_text("print('merged')\n")
+    git(root, "commit", "-qam", "A merge that changes what it merges")
+    merge = git(root, "rev-parse", "HEAD")
+    git(root, "commit", "-q", "--allow-empty", "-m", "Nothing")
+    last = git(root, "rev-parse", "HEAD")
+    git(root, "update-ref", "refs/ktrdr/one/work", last)
+    git(root, "checkout", "-q", "main")
+    judged = Verification("fresh", "one--verify", "refs/ktrdr/one/work", last, "passed", "passed")
+    settings = {"verification": judged, "commits": (Commits("refs/ktrdr/one/work", last, ()),)}
+    bundle = make_bundle(make_run(tmp_path, repository, **settings), ME, OwnerPolicy())
+    git(tmp_path, "clone", "-q", "--single-branch", str(root), "fresh")
+    page = (bundle.directory / "PULL_REQUEST.md").read_text()
+    assert "`git fetch commits.bundle` gives exactly the commits" in page
+    git(tmp_path / "fresh", "fetch", "-q", str(bundle.directory / "commits.bundle"))
+    assert git(tmp_path / "fresh", "rev-parse", "FETCH_HEAD") == last
+    patches = sorted((bundle.directory / "patches").iterdir())
+    assert len(patches) == 3 and all(path.stat().st_size for path in patches)
+    for commit, why in ((merge, "a merge has none"), (last, "it is empty or too large")):
+        assert not [path for path in patches if commit[:12] in path.name]
+        missing = f"patch of {commit[:12]}: {why}; commits.bundle has it"
+        assert missing in bundle.missing and missing in page
+    assert "commits.bundle" in (bundle.directory / "SHA256SUMS").read_text()
+
+
+def test_a_patch_that_git_cannot_write_is_named_and_its_commit_arrives(
+    tmp_path: Path, repository: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "BOUNDS", ("prlimit", "--fsize=700", "--"))
+    bundle = make_bundle(make_run(tmp_path, repository), ME, OwnerPolicy())
+    [patch] = (bundle.directory / "patches").iterdir()
+    done = repository[2]
+    assert done[:12] not in patch.name, "a patch of 256 bytes as text is larger"
+    assert f"patch of {done[:12]}: it is empty or too large; commits.bundle has it" in bundle.missing
+    assert done in git(repository[0], "bundle", "list-heads", str(bundle.directory / "commits.bundle"))
+
+
 def test_a_subject_is_one_line_whatever_stands_in_it(tmp_path: Path, repository: tuple[Path, str, str]) -> None:
     """Else what follows a form feed is a commit of the guest's own making, and its id a word of git's command line."""
     root, _, done = repository
     git(root, "checkout", "-q", "--detach", done)
     subject = "odd\x0c--output=x hidden\x0b-O/etc/passwd x\x85`@somebody x\u2028--no-stdout"
-    git(root, "commit", "-q", "--allow-empty", "-m", subject)
+    (root / "odd.txt").write_text("odd\n")
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", subject)
     last = git(root, "rev-parse", "HEAD")
     git(root, "update-ref", "refs/ktrdr/one/work", last)
     git(root, "checkout", "-q", "main")

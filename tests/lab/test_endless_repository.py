@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.errors import KtrdrError, UsageError
-from ktrdr_vm.evidence.bundle import _write_patches
+from ktrdr_vm.evidence.work import write_work
 from ktrdr_vm.guest.commits import list_changed
 from ktrdr_vm.guest.loose_names import list_beneath
 from ktrdr_vm.guest.push import _make_bundle as push_make_bundle
@@ -123,7 +123,7 @@ def compare(top: Path, tmp_path: Path) -> list[tuple[str, Callable[[], Any]]]:
         ("copy", lambda: copy_in(found, everything, FolderGuest(tmp_path / "guest"), "root", "a", notes.append)),
         ("clean", lambda: require_clean(found, Workspace(uncommitted="refuse"))),
         ("beneath", lambda: list_beneath(found, build_profile(document))),
-        ("patches", lambda: _write_patches(found, base, "HEAD", tmp_path / "patches")),
+        ("patches", lambda: write_work(found, base, found.commit, tmp_path)),
         ("changed", changed),
         ("write", write),
         ("push", push),
