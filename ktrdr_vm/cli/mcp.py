@@ -8,6 +8,7 @@ instance that it created is destroyed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -108,12 +109,15 @@ class Calls:
 
     def _start(self, connection: socket.socket) -> None:
         if len(self._running) >= MOST_CALLS:
-            with connection:
-                connection.sendall(
-                    encode({"error": f"{MOST_CALLS} calls are running already\nnext: wait until one has ended"})
-                )
+            _refuse(connection, f"{MOST_CALLS} calls are running already\nnext: wait until one has ended")
             return
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            _refuse(
+                connection, f"the host starts no process: {error.strerror}\nnext: wait until other calls have ended"
+            )
+            return
         if pid == 0:
             self._become_call(connection)
         handle = os.pidfd_open(pid)
@@ -148,3 +152,9 @@ class Calls:
         if self._pids.pop(connection.fileno(), None) is not None:
             self._poll.unregister(connection)
         connection.close()
+
+
+def _refuse(connection: socket.socket, reason: str) -> None:
+    """Answer a call that is not run. Its client may have cancelled it already, which ends no other call."""
+    with connection, contextlib.suppress(OSError):
+        connection.sendall(encode({"error": reason}))

@@ -54,3 +54,14 @@ def read_stop(instance: Instance) -> Stop:
             where=str(instance.paths.stop),
             hint="destroy the instance with `ktrdr-vm destroy` and apply again",
         ) from None
+
+
+def require_stop(instance: Instance, stop: Stop) -> None:
+    """Called under the lock of the instance. UsageError if another command has continued the run since its checkpoint
+    was read: it may have ended, and its report must not be replaced."""
+    if read_stop(instance) != stop:
+        raise UsageError(
+            "another command has continued this run in the meantime",
+            where=instance.identity.instance_id,
+            hint=f"`ktrdr-vm report {instance.identity.instance_id}` shows how far it is",
+        )

@@ -33,7 +33,7 @@ from ktrdr_vm.instance.secret_sources import read_source
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.report.mask import SHORT, find_short
 from ktrdr_vm.report.model import GateResult, RunReport, StageName
-from ktrdr_vm.run.checkpoint import Stop
+from ktrdr_vm.run.checkpoint import Stop, require_stop
 from ktrdr_vm.run.ending import Ending, bring_back, explain_unexpected, suspend_run
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.mask import GrowingMask
@@ -93,6 +93,8 @@ class Run:
             self._listener.note(f"{row['action']} {row['instance_id']}: {row['reason']}")
         with self._locks:
             stage = self._add_stage(self._gathered, "base")
+            if self._stop is not None:
+                require_stop(stage.instance, self._stop)
             if plan.profile.mode == "sandbox" and stage.instance.find_mode() == "interactive":
                 # A sandbox ends with its run in any case; an interactive instance must not.
                 raise UsageError(

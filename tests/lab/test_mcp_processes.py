@@ -213,3 +213,27 @@ def test_a_client_that_leaves_ends_its_call(workspace: Path, tmp_path: Path) -> 
 
     asyncio.run(session())
     wait_for(tmp_path / "ended")
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["of calls", "of processes"])
+def test_a_call_that_is_refused_and_given_up_ends_no_other(
+    monkeypatch: pytest.MonkeyPatch, workspace: Path, full: bool
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def fork() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with ours, theirs:
+        calls = command.Calls(ours, workspace)
+        monkeypatch.setattr(command, "MOST_CALLS", 0 if full else 1)
+        monkeypatch.setattr(os, "fork", fork)
+        connection, client = socket.socketpair()
+        calls._start(connection)
+        answered = client.recv(4096).decode()
+        assert "calls are running already" in answered if full else "Resource temporarily unavailable" in answered
+        connection, gone = socket.socketpair()
+        gone.close()
+        client.close()
+        calls._start(connection)
+        assert connection.fileno() == -1, "it is closed"

@@ -6,6 +6,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -19,6 +21,7 @@ from ktrdr_vm.host.accelerator import Accelerator
 from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.run_removal import remove_old_runs
+from ktrdr_vm.host.runs import create_run
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.instance.instance import Instance
@@ -26,7 +29,8 @@ from ktrdr_vm.plan.facts import Facts, ImageFacts
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.profile.load import build_profile
-from ktrdr_vm.report.model import RunReport
+from ktrdr_vm.report.model import GateResult, RunReport
+from ktrdr_vm.run.checkpoint import Stop, read_stop, write_stop
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.run import Run
 from ktrdr_vm.run.vm import Stage
@@ -42,14 +46,14 @@ def destroyed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def make_run(tmp_path: Path) -> Run:
+def make_run(tmp_path: Path, *, stop: Stop | None = None) -> Run:
     facts = Facts(
         "tcg", "/e", "m", str(tmp_path), ImageFacts("i", "d" * 64, "/i"), owner_uid=os.getuid(), owner_gid=os.getgid()
     )
     plan = Plan(build_profile(DOCUMENT), facts, parse_instance_id("one"), DOCUMENT)
     loaded: Any = SimpleNamespace(source="p.yaml")
     gathered = Gathered(loaded, OwnerPolicy(), plan, Accelerator("tcg", "test"), None, None, ())
-    return Run(gathered, Home(tmp_path), FakeLibvirt(), Options(), Listener())
+    return Run(gathered, Home(tmp_path), FakeLibvirt(), Options(), Listener(), stop=stop)
 
 
 def execute(tmp_path: Path) -> tuple[RunReport, dict[str, Any]]:
@@ -111,6 +115,33 @@ def test_half_a_line_of_the_ledger_is_left_out(
         0,
         ["a.example"],
     )
+
+
+@pytest.mark.parametrize("meanwhile", ["destroyed", "stopped again"])
+def test_a_run_that_another_command_has_continued_keeps_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str], meanwhile: str
+) -> None:
+    """The checkpoint is read before the lock is taken, which the other command may hold until the run has ended."""
+    home = Home(tmp_path)
+    home.create()
+    paths = home.instance("one")
+    paths.directory.mkdir()
+    Journal(paths.journal, "one", mode="sandbox").save()
+    read = Stop("p.yaml", str(tmp_path), (), "never", False, "20260101T000000Z-aaaa", "2026-01-01T00:00:00Z", "d", ())
+    instance = Instance(home, parse_instance_id("one"), FakeLibvirt())
+    write_stop(instance, read)
+    monkeypatch.setattr(Stage, "resume", lambda *_: pytest.fail("it was resumed"))
+    waiting = make_run(tmp_path, stop=read_stop(instance))
+    written = create_run(home, "one", read.run_id) / "report.json"
+    written.write_text("of the other command")
+    if meanwhile == "destroyed":
+        shutil.rmtree(paths.directory)
+    else:
+        write_stop(instance, replace(read, results=(GateResult("unit", "passed", "2026-01-01T00:00:00Z", 1.0),)))
+    with pytest.raises(UsageError):
+        waiting.execute()
+    assert written.read_text() == "of the other command" and destroyed == []
+    assert [path.name for path in written.parent.iterdir()] == ["report.json"]
 
 
 def test_a_sandbox_never_takes_the_place_of_what_a_person_lives_in(tmp_path: Path, destroyed: list[str]) -> None:
