@@ -31,7 +31,7 @@ def escalations(context: click.Context) -> None:
 def list_(instance_id: str | None, pending: bool, as_json: bool) -> None:
     """List the escalations of INSTANCE_ID, or of all instances."""
     from ktrdr_vm.cli.options import open_instance
-    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.output import echo_json, say_none
     from ktrdr_vm.host.journal import list_journals
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance.escalations import open_store
@@ -43,6 +43,8 @@ def list_(instance_id: str | None, pending: bool, as_json: bool) -> None:
     if as_json:
         echo_json([one.to_json() for one in found])
         return
+    if not found:
+        say_none("pending escalations" if pending else "escalations", "an agent sends one with `ktrdr-escalate`")
     for one in found:
         click.echo(
             f"{one.instance_id}  {one.id:<4} {one.current:<8} {one.packet.kind:<9}"

@@ -29,7 +29,7 @@ def runs(instance_id: str | None, branch: str, profile: str, html: Path | None, 
 
     With INSTANCE_ID only the runs of that instance.
     """
-    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.output import echo_json, say_none
     from ktrdr_vm.errors import UsageError
     from ktrdr_vm.evidence.history import read_rows
     from ktrdr_vm.host.owner import write_as_owner
@@ -53,6 +53,8 @@ def runs(instance_id: str | None, branch: str, profile: str, html: Path | None, 
         echo_json({**history.to_json(), "unread": unread})
     else:
         _show(history)
+        if not history.rows:
+            say_none("runs", "`ktrdr-vm apply PROFILE` records one")
     if unread:
         click.echo(
             f"note: {len(unread)} runs have no report that can be read: they are active, were killed, or were changed",

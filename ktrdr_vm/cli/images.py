@@ -48,16 +48,18 @@ def build(name: str, as_json: bool) -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List the images in the state directory."""
-    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.output import echo_json, say_none
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.images.store import ImageStore
 
     found = ImageStore(find_home().images).list()
     if as_json:
         echo_json([_describe(image) for image in found])
-    else:
-        for image in found:
-            click.echo(f"{image.digest}  {image.name}")
+        return
+    if not found:
+        say_none("images", "`ktrdr-vm apply` builds the one that it needs, `ktrdr-vm images build` does so beforehand")
+    for image in found:
+        click.echo(f"{image.digest}  {image.name}")
 
 
 def _describe(image: Image) -> dict[str, str]:

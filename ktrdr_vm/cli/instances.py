@@ -25,7 +25,7 @@ def list_(watch: bool, place_name: str | None, as_json: bool) -> None:
     if place_name is not None:
         _list_elsewhere(place_name, as_json)
         return
-    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.output import echo_json, say_none
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.monitoring.overview import list_rows
@@ -40,7 +40,7 @@ def list_(watch: bool, place_name: str | None, as_json: bool) -> None:
         elif rows:
             _show_table(rows)
         else:
-            click.echo("no instances", err=True)
+            say_none("instances", "`ktrdr-vm apply PROFILE` creates one, and `ktrdr-vm init` writes a first profile")
         if not watch:
             return
         time.sleep(2)
@@ -48,7 +48,7 @@ def list_(watch: bool, place_name: str | None, as_json: bool) -> None:
 
 def _list_elsewhere(place_name: str, as_json: bool) -> None:
     from ktrdr_vm.cli.elsewhere import opened
-    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.output import echo_json, say_none
     from ktrdr_vm.places.model import find_place
     from ktrdr_vm.report.escape import escape_line
 
@@ -57,7 +57,7 @@ def _list_elsewhere(place_name: str, as_json: bool) -> None:
     if as_json:
         echo_json(rows)
     elif not rows:
-        click.echo("no instances", err=True)
+        say_none("instances", f"`ktrdr-vm apply --on {place_name} PROFILE` creates one there")
     for row in () if as_json else rows:
         words = [str(row.get(name) or "") for name in ("instance_id", "state", "mode", "note")]
         click.echo(escape_line("  ".join(words).rstrip(), limit=400))

@@ -29,6 +29,11 @@ def say(text: str) -> None:
     click.echo(escape(text))
 
 
+def say_none(what: str, then: str) -> None:
+    """Say on standard error that a list is empty, and what puts something into it."""
+    click.echo(f"no {what}\n  next: {then}", err=True)
+
+
 def echo_json(value: object) -> None:
     """Print one document to standard output."""
     import json

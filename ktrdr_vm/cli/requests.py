@@ -90,7 +90,7 @@ def submit(
 def queue(place_name: str | None, as_json: bool) -> int:
     """List requests: their state, why they wait, node and attempt. Exit code 4 if a place does not answer."""
     from ktrdr_vm.cli.elsewhere import note, opened
-    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.output import echo_json, say_none
     from ktrdr_vm.errors import KtrdrError
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.places.book import Book
@@ -116,7 +116,7 @@ def queue(place_name: str | None, as_json: bool) -> int:
     elif rows:
         _show_table(rows)
     elif not code:
-        click.echo("no requests", err=True)
+        say_none("requests", "`ktrdr-vm submit PROFILE --on PLACE` sends one")
     return code
 
 

@@ -60,7 +60,7 @@ def list_(as_json: bool) -> None:
     """List the templates in the state directory: key, kind, owner, image, shape, creation, last use, size."""
     from dataclasses import asdict
 
-    from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.cli.output import echo_json, say_none
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.templates.store import list_templates
 
@@ -68,6 +68,10 @@ def list_(as_json: bool) -> None:
     if as_json:
         echo_json([asdict(template) for template in found])
         return
+    if not found:
+        say_none(
+            "templates", "`ktrdr-vm apply` builds the one that it needs, `ktrdr-vm templates build` does so beforehand"
+        )
     for one in found:
         shape = f"{one.vcpus} vCPUs, {one.memory} MiB"
         dates = f"created {one.created_at[:16]}  used {one.used_at[:16]}"
