@@ -77,7 +77,8 @@ def find_missing(report: RunReport, notes: Mapping[str, str], changes: Sequence[
     """The missing parts."""
     missing = [f"{name}: the workload did not write it" for name, _ in _NOTES if not notes.get(name, "").strip()]
     if not changes:
-        missing.append("patches: the workload returned no commit")
+        why = "none of the commits that came back was judged" if report.commits else "the workload returned no commit"
+        missing.append(f"commits: {why}")
     bare = [one for one in changes if not one.patch]
     missing += [
         f"patch of {one.commit[:12]}: {_MERGE if one.merge else _NO_PATCH}; {COMMITS} has it"

@@ -88,6 +88,10 @@ def _verdict(verification: Verification | None, workload: WorkloadResult | None,
         )
     if not returned.refs:
         yield "the workload returned no commit; the gates judged the base"
+    others = [one.ref for one in returned.refs if one.commit != verification.commit]
+    if others and verification.mode == "fresh":
+        judged = verification.commit[:12]
+        yield f"the verdict is about {judged}; other refs came back and were not judged: {shorten(others)}"
     if left := returned.describe_left():
         yield f"the workload left behind {left}; they are not part of what was judged"
 
