@@ -52,6 +52,10 @@ class Transport(paramiko.Transport):
     """The transport of paramiko, whose thread parses what the guest sends. Whatever ends that thread reaches callers as
     one of the errors that they expect: an empty packet raises IndexError there."""
 
+    def _parse_debug(self, _message: paramiko.Message) -> None:
+        """A message for a log that nobody reads is dropped. paramiko would spend five minutes on one of 20 bytes that
+        claims to be 1 MiB long."""
+
     def get_exception(self) -> Exception | None:
         error: Exception | None = super().get_exception()
         if error is None or isinstance(error, OSError | EOFError | paramiko.SSHException):

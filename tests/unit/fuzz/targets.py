@@ -481,6 +481,8 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         bytes.fromhex("0000000c0a") + bytes(20),
         b"\xff\xff\xff\x00" + bytes(64),
         bytes.fromhex("000000040ce7000000000000"),
+        # A message for the log that claims to be 1 MiB long.
+        bytes.fromhex("0000000c050400000fffff") + bytes(5),
         bytes.fromhex("0000004c0414") + bytes(16) + b"".join(b"\0\0\0\4none" for _ in range(6)) + bytes(60),
     ),
     "run_end": (b'<testsuite><testcase name="a"/></testsuite>',),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,11 @@ def test_nothing_but_its_own_refusal_comes_of_any_bytes(name: str) -> None:
         TARGETS[name](data)
 
     run()
+
+
+@pytest.mark.parametrize("name", sorted(SEEDS))
+def test_no_document_takes_long(name: str) -> None:
+    for seed in SEEDS[name]:
+        began = time.process_time()
+        TARGETS[name](seed)
+        assert time.process_time() - began < 10
