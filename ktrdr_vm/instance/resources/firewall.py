@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from ktrdr_vm.errors import ForeignError, ProvisionError
@@ -54,13 +56,11 @@ class Firewall(Resource):
 
     def create(self) -> None:
         """Replace each table in one transaction, read both back, and store the result as the expected state."""
-        inner, outer = self._rulesets
         self._refuse_foreign()
-        expected = {
-            "rendered": self._digest,
-            "table": self._load(inner, self.target.identity.namespace),
-            "host": self._load(outer, ""),
-        }
+        # Side by side: nft takes some ten milliseconds for each of the two.
+        with ThreadPoolExecutor(2) as pool:
+            inner, outer = pool.map(self._load, self._rulesets, (self.target.identity.namespace, ""))
+        expected = {"rendered": self._digest, "table": inner, "host": outer}
         write_durably(self.target.paths.directory / "ruleset.expected", json.dumps(expected).encode())
 
     def _load(self, ruleset: str, namespace: str) -> Table:
@@ -98,8 +98,10 @@ class Firewall(Resource):
         (self.target.paths.directory / "ruleset.expected").unlink(missing_ok=True)
 
     def _refuse_foreign(self) -> None:
-        for namespace in {"", self._namespace}:
-            comment = read_comment(self.target.identity.table, namespace)
+        namespaces = sorted({"", self._namespace})
+        with ThreadPoolExecutor(2) as pool:
+            comments = pool.map(partial(read_comment, self.target.identity.table), namespaces)
+        for namespace, comment in zip(namespaces, comments, strict=True):
             if comment is not None and comment != self.target.mark:
                 raise ForeignError(
                     f"the nft table {self.name} exists and was not made for this instance",

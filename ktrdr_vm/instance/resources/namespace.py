@@ -52,7 +52,7 @@ class Namespace(Resource):
 
     def _refuse_foreign(self) -> None:
         # The alias is set just after the namespace is created; a crash in between leaves none, and the name is ours.
-        if list_links(self.name).get("lo", "") not in ("", self.target.mark):
+        if netns.is_namespace(self.name) and list_links(self.name).get("lo", "") not in ("", self.target.mark):
             raise ForeignError(
                 f"the network namespace {self.name} exists and was not made for this instance",
                 where=self.name,
