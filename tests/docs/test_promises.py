@@ -6,9 +6,9 @@ import ast
 import functools
 
 import pytest
-from promises import KINDS, PAGES, find_sentences, read_stored
 
 from ktrdr_vm.host.paths import PROJECT
+from tests.docs.promises import KINDS, PAGES, find_sentences, read_stored
 
 
 @functools.cache
