@@ -267,7 +267,8 @@ def refuse_path(source: str, base: str, roots: tuple[str, ...]) -> str:
 
 
 def refuse_secret(secret: Secret, policy: OwnerPolicy, base: str) -> str:
-    """The reason why a source may not be used for a secret, or an empty text. Personal files and folders never may."""
+    """The reason why a source may not be used for a secret, or an empty text. Personal files and folders and a `.git`
+    never may."""
     if secret.command:
         allowed = secret.command in policy.secret_commands
         return (
@@ -279,7 +280,7 @@ def refuse_secret(secret: Secret, policy: OwnerPolicy, base: str) -> str:
         if any(fnmatch.fnmatchcase(secret.env, pattern) for pattern in policy.secret_env):
             return ""
         return f"the owner's policy does not allow the variable {secret.env} as a source of secrets"
-    if secret.file not in policy.secret_files or refuse_path(secret.file, base, ()).startswith("a personal"):
+    if secret.file not in policy.secret_files or refuse_path(secret.file, base, ()):
         return f"the owner's policy does not allow the file {secret.file} as a source of secrets"
     return ""
 
