@@ -8,12 +8,15 @@ import grp
 import os
 import pwd
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError
 
 # The kernel's overflowuid: every user who is not mapped, root of the host among them.
 UNMAPPED = 65534
+# Of one path, as in the kernel.
+_MOST_LINKS = 40
 
 
 def find_home_folder() -> Path:
@@ -65,20 +68,37 @@ def name_group(gid: int) -> str:
 
 def find_changeable(path: Path) -> str:
     """The first part of a path, from the top, that users other than root and this one may change; empty if there is
-    none.
+    none. The folders that contain links of the path are parts of it.
 
     A world-writable folder with the sticky bit, such as /tmp, is accepted, but its content is checked.
     """
     resolved = path.resolve()
-    for part in (*reversed(resolved.parents), resolved):
+    for part in _list_parts(path):
         try:
             facts = part.lstat()
         except FileNotFoundError:
             return ""
         sticky = stat.S_ISDIR(facts.st_mode) and facts.st_mode & stat.S_ISVTX and part != resolved
-        if not is_trusted_owner(facts.st_uid) or (facts.st_mode & 0o022 and not sticky):
+        # Everybody may write the mode of a link, which has no effect: whoever may change its folder replaces it.
+        writable = facts.st_mode & 0o022 and not sticky and not stat.S_ISLNK(facts.st_mode)
+        if not is_trusted_owner(facts.st_uid) or writable:
             return str(part)
     return ""
+
+
+def _list_parts(path: Path) -> Iterator[Path]:
+    """Every folder and link through which the kernel reaches a path, and its end, from the top."""
+    here, left, links = Path("/"), list(reversed(path.absolute().parts[1:])), 0
+    yield here
+    while left:
+        name = left.pop()
+        here = here.parent if name == ".." else here / name
+        yield here
+        if here.is_symlink() and links < _MOST_LINKS:
+            links += 1
+            target = here.readlink()
+            left += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+            here = Path("/") if target.is_absolute() else here.parent
 
 
 def is_trusted_owner(uid: int) -> bool:

@@ -16,9 +16,16 @@ def find_policy() -> Path:
     """The policy of the host's owner. Without root and without such a file, that of the person, who owns what runs
     then."""
     path = Path(POLICY_PATH)
-    if (os.geteuid() == 0 and not in_user_namespace()) or path.exists():
+    if os.geteuid() == 0 and not in_user_namespace():
         return path
-    return find_configuration() / "policy.yaml"
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return find_configuration() / "policy.yaml"
+    except OSError:
+        # In a folder that this user may not enter it may exist, so reading it is the error.
+        return path
+    return path
 
 
 def read_policy() -> OwnerPolicy:
