@@ -44,14 +44,16 @@ def compare(loaded: LoadedProfile, repository: Repository | None, policy: OwnerP
         source = source.parent.resolve() / source.name
     if not source.is_relative_to(repository.root):
         return ()
-    refs = list_refs(policy, repository) or policy.prepare_refs or _DEFAULTS
+    refs = list_refs(policy, repository) or policy.prepare_refs
     if repository.branch in refs:
         return ()
     with open_view(repository.place) as view:
-        if refs is _DEFAULTS and _find_default(view) == repository.branch:
+        commit, branch = _find_first(view, refs)
+        # Of the usual names one is trusted: in a clone whose default branch is main, an agent may name its own master.
+        if not refs and branch == repository.branch:
             return ()
-        commit = _find_first(view, _spell(refs))
-        if commit in ("", repository.commit):
+        # Also at the same commit: the profile is the file of the working tree, which may have been changed.
+        if not commit:
             return ()
         before = _read_profile(view, commit, str(source.relative_to(repository.root)))
     return find_beyond(loaded.profile, before)
@@ -72,28 +74,27 @@ def require_accepted(beyond: tuple[Reach, ...], where: str) -> None:
         )
 
 
-def _spell(refs: tuple[str, ...]) -> list[str]:
-    listed = ["refs/remotes/origin/HEAD"] if refs is _DEFAULTS else []
-    return [*listed, *(f"{place}/{ref}" for ref in refs for place in ("refs/heads", "refs/remotes/origin"))]
+def _find_first(view: View, branches: tuple[str, ...]) -> tuple[str, str]:
+    """The commit and the name of the first of the branches that exists; empty if none does. They are asked in one call.
 
-
-def _find_default(view: View) -> str:
-    """The default branch of origin at the clone; empty if unknown."""
-    found = read_symbolic_ref(view, "refs/remotes/origin/HEAD")
-    return found.removeprefix("refs/remotes/origin/")
-
-
-def _find_first(view: View, refs: list[str]) -> str:
-    """The commit of the first of the refs that exists; empty if none does. They are asked in one call."""
+    Without branches: the default branch of origin at the clone, else main or master.
+    """
+    places = ("refs/heads", "refs/remotes/origin")
+    refs = {f"{place}/{branch}": branch for branch in branches or _DEFAULTS for place in places}
+    if not branches:
+        default = read_symbolic_ref(view, "refs/remotes/origin/HEAD").removeprefix("refs/remotes/origin/")
+        refs = {"refs/remotes/origin/HEAD": default, **refs}
     words = "".join(f"{ref}^{{commit}}\n" for ref in refs)
     listed = view.git("cat-file", "--batch-check=%(objectname)", stdin=os.fsencode(words), check=False)
-    return next((line for line in listed.text.splitlines() if COMMIT.fullmatch(line)), "")
+    for branch, line in zip(refs.values(), listed.text.split("\n"), strict=False):
+        if COMMIT.fullmatch(line):
+            return line, branch
+    return "", ""
 
 
 def find_trusted(view: View, policy: OwnerPolicy, repository: Repository) -> str:
     """The commit of the trusted branch of the repository; empty if there is none."""
-    refs = list_refs(policy, repository) or policy.prepare_refs or _DEFAULTS
-    return _find_first(view, _spell(refs))
+    return _find_first(view, list_refs(policy, repository) or policy.prepare_refs)[0]
 
 
 def _read_profile(view: View, commit: str, path: str) -> Profile | None:

@@ -111,6 +111,27 @@ def test_the_trusted_branch_is_the_owners_then_the_clones_then_main(tmp_path: Pa
     assert compare(loaded, found, other)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("default", "name"), [("main", "master"), ("develop", "main"), ("develop", "master")])
+def test_a_usual_name_is_trusted_only_if_it_is_the_default_branch(tmp_path: Path, default: str, name: str) -> None:
+    origin = make_repository(tmp_path / "origin")
+    git(origin, "branch", "-m", default)
+    git(tmp_path, "clone", "-q", str(origin), "clone")
+    on_branch(tmp_path / "clone", name)
+    assert any(one.carries for one in beyond(tmp_path / "clone"))
+    # Without a clone's default branch it is the first of the two that exists.
+    git(tmp_path / "clone", "symbolic-ref", "--delete", "refs/remotes/origin/HEAD")
+    assert bool(beyond(tmp_path / "clone")) == (default == "main")
+
+
+@pytest.mark.parametrize("words", [("checkout", "-qb", "feat/x"), ("checkout", "-q", "--detach")])
+def test_a_change_that_is_not_committed_is_compared_too(tmp_path: Path, words: tuple[str, ...]) -> None:
+    repository = make_repository(tmp_path / "r")
+    git(repository, *words)
+    assert beyond(repository) == ()
+    (repository / "p.yaml").write_text(MORE)
+    assert any(one.carries for one in beyond(repository))
+
+
 def test_a_persons_own_profile_outside_of_the_repository_is_theirs(tmp_path: Path) -> None:
     repository = make_repository(tmp_path / "r")
     on_branch(repository)
