@@ -20,6 +20,7 @@ from ktrdr_vm.evidence.reader import parse_own_report
 from ktrdr_vm.evidence.statement import ATTESTATION
 from ktrdr_vm.evidence.work import find_work, write_work
 from ktrdr_vm.host import process
+from ktrdr_vm.host.owner import find_login
 from ktrdr_vm.host.repository import Repository
 from ktrdr_vm.host.runs import FinishedRun
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
@@ -156,6 +157,7 @@ def publish(bundle: Bundle, repository: Repository, policy: OwnerPolicy) -> str:
             for name in ("HOME", "USER", "LANG", "SSH_AUTH_SOCK", "XDG_CONFIG_HOME")
             if name in os.environ
         },
+        **find_login(repository.owner[0]),
         "KTRDR_REF": bundle.ref,
         "KTRDR_BRANCH": bundle.branch,
         "KTRDR_GUEST_BRANCH": bundle.work,

@@ -16,6 +16,7 @@ from typing import Literal
 
 from ktrdr_vm.errors import KtrdrError, UsageError, keep_end
 from ktrdr_vm.host import process
+from ktrdr_vm.host.owner import find_login
 from ktrdr_vm.host.repository import Repository
 
 NOTIFY_LIMIT = 60.0
@@ -65,6 +66,7 @@ def notify_forge(
     change = os.geteuid() == 0 and repository.owner[0] != 0
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ} if change else dict(os.environ)
     environment.pop("PATH", None)
+    environment |= find_login(repository.owner[0])
     for command in commands:
         try:
             done = process.run(

@@ -55,6 +55,17 @@ def write_as_owner(path: os.PathLike[str], content: bytes) -> None:
         Path(path).write_bytes(content)
 
 
+def find_login(uid: int) -> dict[str, str]:
+    """HOME and USER of a program that root runs as another user: those of root, as sudo sets them, would lead it to
+    root's files. Empty if it runs as this user."""
+    if os.geteuid() != 0 or uid == 0:
+        return {}
+    # Imported late: the start of the program reads no accounts.
+    from ktrdr_vm.users import find_account_folder, name_user
+
+    return {"HOME": find_account_folder(uid), "USER": name_user(uid)}
+
+
 def may_read(facts: os.stat_result, owner: tuple[int, int]) -> bool:
     """True if `owner` may read a file by its mode. Supplementary groups are ignored: those of this thread are those of
     root."""

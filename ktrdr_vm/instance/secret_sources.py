@@ -7,9 +7,8 @@ import os
 from ktrdr_vm.egress.delivered_values import MAX_BYTES
 from ktrdr_vm.errors import HostError, UsageError, keep_end
 from ktrdr_vm.host import process
-from ktrdr_vm.host.owner import find_owner
+from ktrdr_vm.host.owner import find_login, find_owner
 from ktrdr_vm.profile.model import Secret as SecretEntry
-from ktrdr_vm.users import find_account_folder, name_user
 
 COMMAND_LIMIT = 60.0
 _CLIENT_VARIABLES = (
@@ -73,9 +72,7 @@ def _ask_command(entry: SecretEntry) -> bytes:
     """The output of a command, such as the client of a vault. It runs as the person who calls, with the variables of
     the person that such clients need."""
     owner = find_owner()
-    environment = {name: os.environ[name] for name in _CLIENT_VARIABLES if name in os.environ}
-    if os.geteuid() == 0 and owner[0] != 0:
-        environment |= {"HOME": find_account_folder(owner[0]), "USER": name_user(owner[0])}
+    environment = {name: os.environ[name] for name in _CLIENT_VARIABLES if name in os.environ} | find_login(owner[0])
     done = process.run(
         list(entry.command),
         timeout=COMMAND_LIMIT,

@@ -6,7 +6,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import pwd
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from ktrdr_vm.evidence import work
 from ktrdr_vm.evidence.bundle import make_bundle, publish
 from ktrdr_vm.evidence.reader import find_workspace
 from ktrdr_vm.host.paths import PROJECT
+from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.host.runs import hand_over
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.report.json import render_report_json
@@ -284,6 +287,19 @@ def test_publishing_is_the_owners_command_and_only_his(tmp_path: Path, repositor
     assert printed.split() == [repository[2], f"ktrdr/one/r1|{repository[1]}"]
     with pytest.raises(HostError, match="exit code 3: no login"):
         publish(bundle, workspace, OwnerPolicy(publish_command=("sh", "-c", "echo no login >&2; exit 3")))
+
+
+@pytest.mark.host_root
+def test_root_publishes_as_the_owner_of_the_repository_with_their_login(
+    tmp_path: Path, repository: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after sudo, whose HOME is that of root."""
+    monkeypatch.setenv("HOME", "/root")
+    bundle, workspace = make_bundle(make_run(tmp_path, repository), ME, OwnerPolicy()), find_repository(repository[0])
+    somebody = pwd.getpwnam("nobody")
+    workspace = replace(workspace, owner=(somebody.pw_uid, somebody.pw_gid), root=Path("/"))
+    policy = OwnerPolicy(publish_command=("sh", "-c", 'id -un; pwd; echo "$HOME" "$USER"'))
+    assert publish(bundle, workspace, policy).split() == ["nobody", "/", somebody.pw_dir, "nobody"]
 
 
 @pytest.mark.parametrize("name", ["main", "release", "work", "feat/x", "ktrdr/one/r1", "HEAD", "a.b+c"])

@@ -337,13 +337,13 @@ def test_root_runs_a_command_as_the_owner_of_the_repository(place: Path, monkeyp
     monkeypatch.setenv("ROOTS_TOKEN", "value")
     out = Path(f"/tmp/ktrdr-forge-{os.getpid()}")
     script = Path(f"/tmp/ktrdr-forge-{os.getpid()}.sh")
-    script.write_text(f"#!/bin/sh\necho $(id -u) ${{ROOTS_TOKEN:-none}} > {out}\n")
+    script.write_text(f"#!/bin/sh\necho $(id -u) ${{ROOTS_TOKEN:-none}} $HOME > {out}\n")
     script.chmod(0o755)
     try:
         notes: list[str] = []
         repository = replace(find_repository(place), root=Path("/"))
         notify_forge([[str(script)]], Status("pending", "c" * 40, "d"), repository, notes.append)
-        assert notes == [] and out.read_text() == "12345 none\n"
+        assert notes == [] and out.read_text() == "12345 none /nonexistent\n", "not root's home"
     finally:
         out.unlink(missing_ok=True)
         script.unlink()
