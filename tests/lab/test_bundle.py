@@ -281,12 +281,29 @@ def test_publishing_is_the_owners_command_and_only_his(tmp_path: Path, repositor
     with pytest.raises(UsageError, match="no command"):
         publish(bundle, workspace, OwnerPolicy())
     line = (
-        'git rev-parse "$KTRDR_REF"; echo "$KTRDR_BRANCH|$KTRDR_BASE"; test -s "$KTRDR_BODY_FILE" -a -s "$KTRDR_BUNDLE"'
+        'git rev-parse "$KTRDR_REF"; echo "$KTRDR_REF|$KTRDR_BRANCH|$KTRDR_BASE|$KTRDR_GUEST_BRANCH"; pwd; test -n "$KTRDR_TITLE"'
+        ' -a -s "$KTRDR_BODY_FILE" -a -s "$KTRDR_BUNDLE"'
     )
     printed = publish(bundle, workspace, OwnerPolicy(publish_command=("sh", "-c", line)))
-    assert printed.split() == [repository[2], f"ktrdr/one/r1|{repository[1]}"]
+    named = f"refs/ktrdr/one/work|ktrdr/one/r1|{repository[1]}|work"
+    assert printed.split() == [repository[2], named, str(repository[0])]
     with pytest.raises(HostError, match="exit code 3: no login"):
         publish(bundle, workspace, OwnerPolicy(publish_command=("sh", "-c", "echo no login >&2; exit 3")))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_verify_judged_is_published_as_it_was_named(
+    tmp_path: Path, repository: tuple[Path, str, str], named: bool
+) -> None:
+    """It came from no guest, so it is no ref under refs/ktrdr/: a branch of the repository, or a commit by its id."""
+    root, _, done = repository
+    git(root, "branch", "feat/x", done)
+    ref = "refs/heads/feat/x" if named else done
+    judged = Verification("fresh", "one", ref, done, "passed", "passed")
+    run = make_run(tmp_path, repository, verification=judged, commits=(Commits(ref, done, ()),))
+    line = 'echo "$KTRDR_REF $KTRDR_BRANCH"; git rev-parse "$KTRDR_REF"'
+    bundle, policy = make_bundle(run, ME, OwnerPolicy()), OwnerPolicy(publish_command=("sh", "-c", line))
+    assert publish(bundle, find_repository(root), policy).split() == [ref, "ktrdr/one/r1", done]
 
 
 @pytest.mark.host_root

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.cli.main import cli
-from ktrdr_vm.errors import UsageError
+from ktrdr_vm.errors import DocumentError, UsageError
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.repository import find_repository
+from ktrdr_vm.inputs import resolve
 from ktrdr_vm.inputs.resolve import gather
-from ktrdr_vm.inputs.trusted import compare, require_accepted
+from ktrdr_vm.inputs.trusted import compare, list_refs, require_accepted
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, TrustedProject
 from ktrdr_vm.templates import project as prepare
 
@@ -78,6 +79,29 @@ def test_a_branch_that_wants_more_for_a_secret_is_refused(tmp_path: Path, monkey
     assert not (tmp_path / "home").exists()
 
 
+def test_a_confirmation_on_the_command_line_lets_the_run_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = make_repository(tmp_path / "r")
+    on_branch(repository)
+    monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path / "home"))
+    ran: list[str] = []
+
+    class Begun(Exception):
+        pass
+
+    def run(gathered: Any, *_: Any, **__: Any) -> None:
+        ran.append(gathered.plan.identity.instance_id)
+        raise Begun
+
+    monkeypatch.setattr("ktrdr_vm.run.run.Run", run)
+    words = ["apply", str(repository / "p.yaml"), "--workspace", str(repository), "--instance-id", "one"]
+    with pytest.raises(UsageError):
+        cli.main(words, standalone_mode=False)
+    assert ran == []
+    with pytest.raises(Begun):
+        cli.main([*words, "--accept-changes"], standalone_mode=False)
+    assert ran == ["one"]
+
+
 def test_plan_shows_it_and_refuses_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,11 +127,15 @@ def test_the_trusted_branch_is_the_owners_then_the_clones_then_main(tmp_path: Pa
     found, loaded = find_repository(clone), SimpleNamespace(source=str(clone / "p.yaml"), profile=None)
     policy = OwnerPolicy(projects=(TrustedProject(str(clone), ("feat/x",)),))
     assert compare(loaded, found, policy) == ()  # type: ignore[arg-type]
-    # The policy of another repository says nothing of this one.
-    other = OwnerPolicy(projects=(TrustedProject(str(origin), ("feat/x",)),))
+    # The refs of every repository count where none is listed for this one.
+    assert compare(loaded, found, OwnerPolicy(prepare_refs=("feat/x",))) == ()  # type: ignore[arg-type]
     loaded.profile = gather(
         clone / "p.yaml", home=Home(tmp_path / "home"), workspace=clone, instance_id="one"
     ).plan.profile
+    both = OwnerPolicy(projects=(TrustedProject(str(clone), ("develop",)),), prepare_refs=("feat/x",))
+    assert compare(loaded, found, both)  # type: ignore[arg-type]
+    # The policy of another repository says nothing of this one.
+    other = OwnerPolicy(projects=(TrustedProject(str(origin), ("feat/x",)),))
     assert compare(loaded, found, other)  # type: ignore[arg-type]
 
 
@@ -182,6 +210,31 @@ def test_a_linked_worktree_shares_the_template_of_its_repository(
     main = make_repository(tmp_path / "main")
     git(main, "worktree", "add", "-q", "-b", "side", str(tmp_path / "linked"))
     assert key_of(main, monkeypatch) == key_of(tmp_path / "linked", monkeypatch)
+
+
+def test_the_folder_of_a_repository_includes_its_linked_worktrees(tmp_path: Path) -> None:
+    main = make_repository(tmp_path / "main")
+    git(main, "worktree", "add", "-q", "-b", "side", str(tmp_path / "linked"))
+    shutil.copytree(main, tmp_path / "copied")
+    policy = OwnerPolicy(projects=(TrustedProject(str(main), ("main",)), TrustedProject(str(main), ("release",))))
+    for name, listed in (("main", ("main", "release")), ("linked", ("main", "release")), ("copied", ())):
+        assert list_refs(policy, find_repository(tmp_path / name)) == listed
+
+
+def test_a_profile_without_a_life_has_the_longest_of_the_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = make_repository(tmp_path / "r")
+    monkeypatch.setattr(resolve, "read_policy", lambda: OwnerPolicy(longest_life=86400))
+
+    def find_life(text: str) -> int:
+        (repository / "p.yaml").write_text(text)
+        made = gather(repository / "p.yaml", home=Home(tmp_path / "home"), workspace=repository, instance_id="one")
+        return made.plan.profile.ttl
+
+    assert (find_life(BASE), find_life(BASE + "ttl: 2h\n")) == (86400, 7200)
+    with pytest.raises(DocumentError, match="ttl"):
+        find_life(BASE + "ttl: 2d\n")
 
 
 def test_the_policy_of_a_project_lets_it_be_prepared(tmp_path: Path) -> None:

@@ -93,6 +93,11 @@ def test_each_kind_is_bounded_by_the_owner_and_by_what_was_asked(kind: str) -> N
     every = EscalationPolicy(kinds=KINDS)
     assert check_request(asked, asked.request, 600, every) is None
     assert check_request(asked, asked.request, 601, every) is not None
+    # A decision is given once, and has no duration.
+    assert (check_request(asked, asked.request, 600, EscalationPolicy(KINDS, longest=599)) is None) == (
+        kind == "decision"
+    )
+    assert check_request(asked, asked.request, 599, EscalationPolicy(KINDS, longest=599)) is None
     others = EscalationPolicy(kinds=tuple(one for one in KINDS if one != kind))
     refusal = check_request(asked, asked.request, 600, others)
     assert refusal is not None and refusal.hint and kind in refusal.message

@@ -6,10 +6,12 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from ktrdr_vm.egress.telemetry import child
 from ktrdr_vm.egress.telemetry.otlp import PATHS, Stamp
 from ktrdr_vm.egress.telemetry.relay import FRAME, FULL, TAKEN, BusyError, Relay
 from ktrdr_vm.egress.telemetry.sender import QUEUE_BYTES, QUEUE_LENGTH, Sender
@@ -198,3 +200,21 @@ def test_the_sender_may_dial_one_place() -> None:
     named = render_sender(Collector("https", "otlp.example.com", 443), PLACEHOLDER.sender_uid)
     assert named.index("@reserved") < named.index("tcp dport 443 accept") < named.rindex("drop")
     assert render_sender(None, "x") == ""
+
+
+@pytest.mark.parametrize("ca_file", ["", "/etc/ktrdr-vm/ca.pem"])
+def test_a_certificate_is_verified_by_the_owners_authorities_or_those_of_the_host(
+    monkeypatch: pytest.MonkeyPatch, ca_file: str
+) -> None:
+    named: list[str | None] = []
+    context = object()
+
+    def make_context(cafile: str | None = None) -> object:
+        named.append(cafile)
+        return context
+
+    monkeypatch.setattr(child.ssl, "create_default_context", make_context)
+    secure = child._make_sender({"collector": asdict(Collector("https", "c.example", 443, ca_file=ca_file))}, STAMP)
+    assert named == [ca_file or None] and secure._context is context
+    plain = child._make_sender({"collector": asdict(Collector("http", "c.example", 80, ca_file=ca_file))}, STAMP)
+    assert plain._context is None and len(named) == 1
