@@ -41,6 +41,26 @@ def test_a_world_is_made_serves_and_ends_without_a_trace(alice: Person) -> None:
     assert outside(alice) == []
 
 
+def test_what_the_daemons_and_pasta_see(alice: Person) -> None:
+    """QEMU is started by libvirtd, in its view: of the home only the state directory, and no device that it does not
+    use. pasta has an empty root, and the kernel filters its system calls."""
+    assert alice.run("list").code == 0
+    try:
+        for part in ("libvirtd", "virtlogd"):
+            (pid,) = alice.find(part)
+            assert os.listdir(f"/proc/{pid}/root{alice.home}") == [".local"]
+            seen = set(os.listdir(f"/proc/{pid}/root/dev"))
+            own = {"fd", "stdin", "stdout", "stderr", "ptmx", "pts", "shm", "hugepages"}
+            assert seen - own <= {"null", "zero", "full", "random", "urandom", "tty", "net", "vhost-net", "kvm"}
+            assert os.listdir(f"/proc/{pid}/root/dev/net") == ["tun"]
+        (pasta,) = alice.find("pasta")
+        facts = dict(line.split(":\t", 1) for line in Path(f"/proc/{pasta}/status").read_text().splitlines())
+        assert facts["Seccomp"].startswith("2") and os.listdir(f"/proc/{pasta}/root") == []
+        assert facts["Uid"].split() == [str(alice.uid)] * 4
+    finally:
+        end_world(alice)
+
+
 def test_what_was_killed_is_there_again_after_the_next_command(alice: Person) -> None:
     assert alice.run("list").code == 0
     for part in ("world.root", "world.keeper", "libvirtd", "virtlogd"):
