@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from ktrdr_vm.egress import ledger
+from ktrdr_vm.egress import escalations, guard, ledger
 from ktrdr_vm.egress.resolver import decisions
 from ktrdr_vm.escalation import inbox, packet, store
+from ktrdr_vm.gates import template_worker
 from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.plan import guard_interface, haproxy
 from ktrdr_vm.policy.owner_policy import EscalationPolicy, OwnerPolicy
 from ktrdr_vm.report.mask import MIN_LENGTH
 
-WORDS = {10: "ten", 20: "twenty", 200: "two hundred"}
+WORDS = {1.0: "second", 4: "Four", 10: "ten", 20: "twenty", 200: "two hundred"}
 PROMISES = [
     (
         "docs/egress.md",
@@ -36,6 +37,9 @@ PROMISES = [
     ),
     ("docs/escalations.md", f"port {guard_interface.INBOX_PORT} of the instance's gateway"),
     ("SECURITY.md", f"shorter than {MIN_LENGTH} bytes are not masked"),
+    ("SECURITY.md", f"which it checks each {WORDS[guard.POLL]}"),
+    ("SECURITY.md", f"with {template_worker._MEMORY >> 30} GiB at most"),
+    ("docs/owner-policy.md", f"{WORDS[escalations._MAX_HOOKS]} run at one time for an instance"),
 ]
 
 

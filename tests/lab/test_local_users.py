@@ -317,6 +317,16 @@ def test_a_resolver_that_was_taken_over_reaches_the_hosts_name_servers_and_nothi
     assert sum(row["count"] for row in strayed) >= len(places)
 
 
+def test_a_proxy_that_was_taken_over_reaches_no_reserved_address(lab: Lab, guest: NamespaceGuest) -> None:
+    """Whatever is public it does reach: its own lists are what bounds it, and are then the attacker's."""
+    uid = int(guest.allocation.proxy_uid)
+    with NamespaceGuest(lab.home, ALLOWED) as sibling:
+        closed = [*PLACES[:2], (sibling.allocation.loopback, 53), (world.HOST_ADDRESS, world.HOST_SERVICE_PORT)]
+        assert 0 not in {as_user(uid, dial(*place)) for place in closed}
+        assert [as_user(uid, dial(*place)) for place in ((world.EVIL, 22), (world.WEB, 443))] == [0, 0]
+    assert sum(row["count"] for row in guest.ledger(kind="drop", rule="proxy_reserved")) >= len(closed)
+
+
 def test_without_the_chain_it_reaches_them(lab: Lab) -> None:
     """The control of the test above."""
     with NamespaceGuest(

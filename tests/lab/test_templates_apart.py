@@ -151,3 +151,13 @@ def test_what_renders_is_nobody_and_has_no_network(renderer: IsolatedRenderer) -
             ["nsenter", "-t", str(renderer._worker.pid), "-n", "ip", "-br", "link", "show", "up"], timeout=10
         ).text
     )
+
+
+def test_what_a_template_process_may_have_is_bounded(renderer: IsolatedRenderer) -> None:
+    """Memory, and no file that it could write."""
+    assert render(renderer, "{{ 1 + 1 }}") == 2
+    assert renderer._worker is not None
+    lines = Path(f"/proc/{renderer._worker.pid}/limits").read_text().splitlines()
+    bounds = {line[:25].strip(): line[25:].split()[:2] for line in lines[1:]}
+    assert bounds["Max address space"] == [str(1 << 30)] * 2 and bounds["Max file size"] == ["0", "0"]
+    assert bounds["Max core file size"] == ["0", "0"] and bounds["Max open files"] == ["16", "16"]

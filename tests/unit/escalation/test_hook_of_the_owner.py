@@ -1,20 +1,22 @@
-"""The command of the owner that learns of escalations: what it gets, as whom it runs, and how many run at once."""
+"""What the owner's policy says of an escalation that arrives: the command that learns of it, and how long a run goes on."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ktrdr_vm.approvals import apply
 from ktrdr_vm.egress import escalations as module
 from ktrdr_vm.egress.escalations import EscalationSupervisor
 from ktrdr_vm.egress.ledger import Ledger
-from ktrdr_vm.errors import HostError
+from ktrdr_vm.errors import EscalationStop, HostError
 from ktrdr_vm.escalation.packet import parse_packet
-from ktrdr_vm.escalation.store import EscalationStore
+from ktrdr_vm.escalation.store import Answer, EscalationStore
 from ktrdr_vm.policy.owner_policy import EscalationPolicy, OwnerPolicy
 
 OWNER = (12345, 12346)
@@ -92,3 +94,19 @@ def test_one_that_cannot_be_started_is_a_line_of_the_ledger(
     arrive(tmp_path, supervisor)
     assert "could not be started" in (tmp_path / "ledger").read_text()
     assert supervisor.store.find("e1").state == "pending"
+
+
+def test_a_run_goes_on_for_as_long_as_the_owner_says(
+    tmp_path: Path, supervisor: EscalationSupervisor, started: list[Started], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrive(tmp_path, supervisor)
+    waited = [599.0]
+    monkeypatch.setattr(apply, "seconds_since", lambda _: waited[0])
+    instance: Any = SimpleNamespace(escalations=supervisor.store)
+    assert apply.find_stop(instance, OwnerPolicy()) == ""
+    waited[0] = 600.0
+    assert apply.find_stop(instance, OwnerPolicy()) == "e1"
+    assert apply.find_stop(instance, OwnerPolicy(escalations=EscalationPolicy(wait=601))) == ""
+    supervisor.store.answer("e1", "denied", Answer("me", "no", "2026-01-01T00:00:00Z"))
+    assert apply.find_stop(instance, OwnerPolicy()) == ""
+    assert EscalationStop("x", hint="y").exit_code == 6

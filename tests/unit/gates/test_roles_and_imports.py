@@ -217,7 +217,11 @@ def test_without_a_folder_nothing_is_read() -> None:
         ("query('env', 'KTRDR_X', 'KTRDR_Y')", '["x", ""]'),
     ],
 )
-def test_what_a_template_may_ask_of_the_host(gate: Gate, expression: str, value: str) -> None:
+def test_what_a_template_may_ask_of_the_host(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, expression: str, value: str
+) -> None:
+    for name in ("KTRDR_X", "KTRDR_Y"):
+        monkeypatch.setenv(name, "a variable of the host")
     (gate.root / "link").symlink_to("p.yaml")
     result = run(gate, f'- hosts: all\n  tasks: [{{debug: {{msg: "{{{{ {expression} }}}}"}}}}]\n')
     assert (result.outcome, result.tasks[0].message) == ("passed", value)

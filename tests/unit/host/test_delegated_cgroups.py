@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ktrdr_vm.host import cgroups
+from ktrdr_vm.monitoring import doctor_world
 
 UID = 1000
 MANAGER = f"user.slice/user-{UID}.slice/user@{UID}.service"
@@ -60,12 +61,16 @@ WITHOUT: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize(("take", "reason"), WITHOUT.values(), ids=WITHOUT)
 def test_what_is_missing_is_named_and_nothing_is_started_in_a_scope(
-    host: Path, take: Callable[[Path], object], reason: str
+    host: Path, monkeypatch: pytest.MonkeyPatch, take: Callable[[Path], object], reason: str
 ) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: UID)
+    assert doctor_world._limits().state == "ok"
     take(host)
     refusal = cgroups.refuse_delegation(UID)
     assert refusal is not None and reason in refusal.reason and refusal.hint
     assert cgroups.make_launcher(UID) == ([], {}) and not cgroups.can_limit_cpu_time()
+    said = doctor_world._limits()
+    assert said.state == "warning" and "beyond the number of its vCPUs" in said.detail and reason in said.detail
 
 
 def test_a_world_is_found_by_its_scope_and_taken_up_in_it(host: Path) -> None:

@@ -60,6 +60,15 @@ def test_a_wrong_checksum_leaves_nothing_to_use(tmp_path: Path, source: str) -> 
     assert not any(place.is_dir() for place in store.root.iterdir())
 
 
+def test_a_source_without_an_end_is_cut(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a size that no image has; else it fills the disk up to what is reserved for the host."""
+    store = ImageStore(tmp_path / "images")
+    monkeypatch.setattr(fetch, "_MAX_BYTES", 10)
+    with pytest.raises(ProvisionError, match="is larger than"):
+        fetch_to(store, source)
+    assert not any(place.is_dir() for place in store.root.iterdir())
+
+
 def test_what_is_not_there_is_an_error_with_its_address(tmp_path: Path, source: str) -> None:
     with pytest.raises(KtrdrError, match="none"):
         fetch_to(ImageStore(tmp_path / "images"), (tmp_path / "none").as_uri())

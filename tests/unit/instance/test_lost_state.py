@@ -1,4 +1,4 @@
-"""A state directory that was lost while its instance runs: a new one of the same name is refused with what helps."""
+"""What is left of an instance: of one whose state directory was lost, and what nobody can tell."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.instance import instance as instance_module
 from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.instance.teardown import find_residue
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,18 @@ def test_what_is_left_is_named(
     with pytest.raises(ProvisionError, match=named) as caught:
         one._require_nothing_left()
     assert "ktrdr-vm destroy one" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "error",
+    [HostError("libvirtd does not answer", hint="start it"), PermissionError(13, "Permission denied"), ValueError("x")],
+)
+def test_what_cannot_be_checked_is_left_and_not_gone(error: Exception) -> None:
+    class Unknown:
+        kind, name, location = "domain", "ktrdr-one", "host"
+
+        def exists(self) -> bool:
+            raise error
+
+    [left] = find_residue([Unknown()])  # type: ignore[list-item]
+    assert left.startswith("domain ktrdr-one (unknown: ")
