@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -95,7 +96,9 @@ def find_layout(home: Path) -> Layout:
 
     base = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/ktrdr-vm-{os.getuid()}")
     for folder in (base, base / "ktrdr-vm"):
-        folder.mkdir(mode=0o700, exist_ok=True)
+        # What another user put there, such as a link to nothing, is found below.
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
         facts = folder.lstat()
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
             raise HostError(
