@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, UsageError
 from ktrdr_vm.host.git import COMMIT, View, open_view, read_symbolic_ref
-from ktrdr_vm.host.paths import find_shipped_profile
-from ktrdr_vm.host.repository import Repository
+from ktrdr_vm.host.paths import find_shipped_folder, find_shipped_profile
+from ktrdr_vm.host.repository import Repository, find_repository
+from ktrdr_vm.inputs.profile_file import find_top
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.policy.reach import Reach, find_beyond
 from ktrdr_vm.profile.load import LoadedProfile, load_profile
@@ -35,14 +36,16 @@ def list_refs(policy: OwnerPolicy, repository: Repository) -> tuple[str, ...]:
 def compare(loaded: LoadedProfile, repository: Repository | None, policy: OwnerPolicy) -> tuple[Reach, ...]:
     """What the profile allows in addition to the same file on a trusted branch.
 
-    Empty for a profile outside of the repository, on a trusted branch, and without a trusted branch.
+    `repository` is that of the workspace. Empty for a profile that no repository has, on a trusted branch, and without
+    a trusted branch.
     """
-    if repository is None:
-        return ()
     source = Path(loaded.source).absolute()
     with contextlib.suppress(OSError):
         source = source.parent.resolve() / source.name
-    if not source.is_relative_to(repository.root):
+    if repository is None or not source.is_relative_to(repository.root):
+        # The branch may have chosen that: by a profile without a workspace, or with another repository inside of it.
+        repository = _find_own(source)
+    if repository is None:
         return ()
     refs = list_refs(policy, repository) or policy.prepare_refs
     if repository.branch in refs:
@@ -57,6 +60,15 @@ def compare(loaded: LoadedProfile, repository: Repository | None, policy: OwnerP
             return ()
         before = _read_profile(view, commit, str(source.relative_to(repository.root)))
     return find_beyond(loaded.profile, before)
+
+
+def _find_own(source: Path) -> Repository | None:
+    """The repository that has the profile itself; None for a shipped one, outside of a repository, and without a
+    commit."""
+    top = None if source.is_relative_to(find_shipped_folder() / "profiles") else find_top(source.parent)
+    with contextlib.suppress(KtrdrError):
+        return find_repository(top) if top is not None else None
+    return None
 
 
 def require_accepted(beyond: tuple[Reach, ...], where: str) -> None:

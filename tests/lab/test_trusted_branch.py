@@ -160,6 +160,19 @@ def test_a_change_that_is_not_committed_is_compared_too(tmp_path: Path, words: t
     assert any(one.carries for one in beyond(repository))
 
 
+@pytest.mark.parametrize("workspace", ["", "workspace: {source: nested}\n"])
+def test_a_profile_is_compared_by_its_own_repository_whatever_its_workspace_is(tmp_path: Path, workspace: str) -> None:
+    """Else a branch leaves the workspace out, or names a repository inside of it, and nothing is compared."""
+    repository = make_repository(tmp_path / "r")
+    make_repository(repository / "nested")
+    head = "version: 1\nname: p\nimage: debian-13-docker\n" + workspace
+    on_branch(repository, text=head + MORE.removeprefix(BASE))
+    assert any(one.carries for one in beyond(repository))
+    git(repository, "checkout", "-q", "main")
+    (repository / "p.yaml").write_text(head + MORE.removeprefix(BASE))
+    assert beyond(repository) == ()
+
+
 def test_a_persons_own_profile_outside_of_the_repository_is_theirs(tmp_path: Path) -> None:
     repository = make_repository(tmp_path / "r")
     on_branch(repository)

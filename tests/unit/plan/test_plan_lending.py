@@ -92,3 +92,12 @@ def test_a_plan_knows_it_again() -> None:
     older = plan.to_json()
     del older["facts"]["lending"]
     assert plan_from_json(older).facts.lending == HotplugReserve()
+
+
+@pytest.mark.parametrize("vcpus", [1, 2, 16])
+def test_a_vm_has_the_cpu_time_of_its_vcpus_and_of_one_cpu_more(vcpus: int) -> None:
+    profile = replace(PROFILE, resources=replace(PROFILE.resources, vcpus=vcpus))
+    limited = render(profile, replace(FACTS, cpu_controller=True))
+    quota, period = (int(limited.findtext(f"./cputune/global_{name}", "0")) for name in ("quota", "period"))
+    assert quota == (vcpus + 1) * period > 0
+    assert render(profile, replace(FACTS, cpu_controller=False)).find("./cputune") is None
