@@ -115,10 +115,11 @@ class Instance:
         read_secret: SecretReader,
         mount_roots: tuple[str, ...],
         template: TemplateFacts | None = None,
+        most_instances: int = 0,
         notify: Notify = quiet,
     ) -> LoadedInstance:
         """Create an instance up to its running domain: `begin` and `LoadedInstance.create` in one call."""
-        loaded = self.begin(plan, template=template)
+        loaded = self.begin(plan, template=template, most_instances=most_instances)
         loaded.create(read_secret=read_secret, mount_roots=mount_roots, notify=notify)
         return loaded
 

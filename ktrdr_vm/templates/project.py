@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ktrdr_vm.egress.client import GuardClient
@@ -163,8 +164,15 @@ def _describe(
         source = {key: value for key, value in plan.source.items() if key not in _LEFT_OUT} | {"mode": "sandbox"}
         preparing = Plan(build_profile(source), plan.facts, Identity(f"prepare--{digest[:12]}"), source)
         instance = Instance(home, preparing.identity, libvirt)
-        base = find_template(home, plan, image)
-        _make_disk(instance, preparing, base, repository, playbook, note, target)
+        create = partial(
+            instance.create,
+            preparing,
+            read_secret=_no_secret,
+            mount_roots=(),
+            template=find_template(home, plan, image),
+            most_instances=gathered.policy.most_instances,
+        )
+        _make_disk(instance, create, repository, playbook, note, target)
         # Rebased onto the image, so that the template of the shape can be removed.
         backing = ["-F", image.disk_format, "-b", image.disk]
         process.run(["qemu-img", "rebase", "-q", "-f", "qcow2", *backing, target], timeout=REBASE_LIMIT)
@@ -207,8 +215,7 @@ def _digest(root: Place, name: str) -> str:
 
 def _make_disk(
     instance: Instance,
-    plan: Plan,
-    base: TemplateFacts | None,
+    create: Callable[[], LoadedInstance],
     repository: Repository,
     playbook: Playbook,
     note: Note,
@@ -219,9 +226,7 @@ def _make_disk(
         # Remove the resources of a killed earlier build.
         instance.destroy()
         try:
-            with contextlib.closing(
-                instance.create(plan, read_secret=_no_secret, mount_roots=(), template=base)
-            ) as loaded:
+            with contextlib.closing(create()) as loaded:
                 _work(loaded, repository, playbook, note)
                 copy_disk(loaded, target)
             with contextlib.suppress(KtrdrError, OSError):

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.cli.main import cli
-from ktrdr_vm.errors import DocumentError, UsageError
+from ktrdr_vm.errors import DocumentError, HostError, UsageError
+from ktrdr_vm.host.journal import Journal
+from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.repository import find_repository
 from ktrdr_vm.inputs import resolve
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.inputs.trusted import compare, list_refs, require_accepted
+from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, TrustedProject
 from ktrdr_vm.templates import project as prepare
 
@@ -259,3 +262,33 @@ def test_the_policy_of_a_project_lets_it_be_prepared(tmp_path: Path) -> None:
         policy = OwnerPolicy(projects=(TrustedProject(str(path), ("main",)),))
         said = prepare._distrust(SimpleNamespace(policy=policy), found, wanted)  # type: ignore[arg-type]
         assert (said == "") == trusted, said
+
+
+def test_a_sandbox_that_prepares_counts_among_the_instances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`begin` refuses it then before anything is made, as any other."""
+    repository = make_repository(tmp_path / "r")
+    monkeypatch.setattr(resolve, "read_policy", lambda: OwnerPolicy(most_instances=7))
+    gathered = gather(repository / "p.yaml", home=Home(tmp_path / "home"), workspace=repository, instance_id="one")
+    home = Home(tmp_path / "home")
+    home.create()
+    for number in range(7):
+        folder = home.instance(f"other-{number}").directory
+        folder.mkdir()
+        Journal(home.instance(f"other-{number}").journal, f"other-{number}", slot=number).save()
+    monkeypatch.setattr(prepare, "find_template", lambda *_: None)
+    monkeypatch.setattr(Instance, "destroy", lambda _self: None)
+    monkeypatch.setattr(Instance, "_require_nothing_left", lambda _self: None)
+    assert gathered.repository is not None and gathered.plan.profile.prepare is not None
+    image: Any = None
+    project = prepare._describe(
+        home,
+        gathered,
+        gathered.repository,
+        gathered.plan.profile.prepare,
+        gathered.plan,
+        image,
+        Libvirt(),
+        lambda _: None,
+    )
+    with pytest.raises(HostError, match="7 instances exist, and the owner of this host allows 7"):
+        project.make_disk(tmp_path / "disk")
