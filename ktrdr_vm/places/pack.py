@@ -23,10 +23,12 @@ from ktrdr_vm.identity import derive_instance_id, parse_instance_id
 from ktrdr_vm.images.recipe import load_recipe
 from ktrdr_vm.inputs.references import check_references, find_playbook, read_playbook
 from ktrdr_vm.inputs.resolve import REFERENCE_HINT, read_profile
+from ktrdr_vm.inputs.trusted import compare, require_accepted
 from ktrdr_vm.places.history import History
 from ktrdr_vm.places.model import Place
 from ktrdr_vm.places.request import DOCUMENT, FILES, UNCOMMITTED, Request, SentFile, digest_judged
 from ktrdr_vm.places.secret_values import check_sent
+from ktrdr_vm.policy.load import read_policy
 from ktrdr_vm.profile.load import LoadedProfile
 from ktrdr_vm.profile.model import Profile
 
@@ -129,6 +131,9 @@ def pack_request(
     loaded = check_profile(asked)
     check_sent(loaded, asked.sent_secrets)
     repository, history = base or (None, None)
+    if not (committed or asked.accept_changes or asked.warm):
+        # The place compares what it gets: without a workspace no history, and never the branches of this policy.
+        require_accepted(compare(loaded, repository, read_policy()), str(asked.profile))
     root, profile = asked.workspace.resolve(), loaded.profile
     name = parse_instance_id(instance_id or asked.instance_id or _derive(repository, root)).instance_id
     made = folder.with_name(f".{folder.name}.new")

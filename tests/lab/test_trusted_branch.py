@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,8 @@ from ktrdr_vm.inputs import resolve
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.inputs.trusted import compare, list_refs, require_accepted
 from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.places.model import Place
+from ktrdr_vm.places.pack import Asked, pack_request
 from ktrdr_vm.policy.owner_policy import OwnerPolicy, TrustedProject
 from ktrdr_vm.templates import project as prepare
 
@@ -174,6 +177,22 @@ def test_a_profile_is_compared_by_its_own_repository_whatever_its_workspace_is(t
     git(repository, "checkout", "-q", "main")
     (repository / "p.yaml").write_text(head + MORE.removeprefix(BASE))
     assert beyond(repository) == ()
+
+
+@pytest.mark.parametrize("workspace", ["", "workspace: {source: .}\n"])
+def test_a_request_to_a_place_is_compared_before_it_is_sent(tmp_path: Path, workspace: str) -> None:
+    """The place cannot: it has no repository if the profile has no workspace, and its policy is another one."""
+    repository = make_repository(tmp_path / "r")
+    on_branch(repository, text="version: 1\nname: p\nimage: debian-13-docker\n" + workspace + MORE.removeprefix(BASE))
+    asked = Asked(repository / "p.yaml", repository, "me", instance_id="one")
+    base: Any = (find_repository(repository), None) if workspace else None
+    far = Place("far", "ssh", "h")
+    with pytest.raises(UsageError, match=r"collect\.evil\.example") as refused:
+        pack_request(asked, far, tmp_path / "request", "q1", print, base=base)
+    assert "--accept-changes" in refused.value.hint and not (tmp_path / "request").exists()
+    if not workspace:
+        pack_request(replace(asked, accept_changes=True), far, tmp_path / "request", "q1", print, base=base)
+        assert (tmp_path / "request").is_dir()
 
 
 def test_a_persons_own_profile_outside_of_the_repository_is_theirs(tmp_path: Path) -> None:
