@@ -120,6 +120,39 @@ class _Udp(asyncio.DatagramProtocol):
             self._transport.sendto(reply, addr)
 
 
+class Streams:
+    """Queries of the guest over TCP, each with its length in front. One that gets no reply ends its connection."""
+
+    def __init__(self, resolver: Resolver, writer: WriterChannel) -> None:
+        self._resolver = resolver
+        self._writer = writer
+        self._open = 0
+
+    async def serve(self, reader: asyncio.StreamReader, stream: asyncio.StreamWriter) -> None:
+        """Answer the queries of one connection, for ten seconds at most."""
+        if self._open >= TCP_CONNECTIONS:
+            stream.close()
+            return
+        self._open += 1
+        try:
+            async with asyncio.timeout(10):
+                while reply := await self._reply(reader):
+                    stream.write(len(reply).to_bytes(2, "big") + reply)
+                    await stream.drain()
+        except (asyncio.IncompleteReadError, TimeoutError, ConnectionError):
+            pass
+        finally:
+            self._open -= 1
+            stream.close()
+
+    async def _reply(self, reader: asyncio.StreamReader) -> bytes | None:
+        data = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+        if not self._resolver.admit():
+            self._writer.count("rate")
+            return None
+        return await self._resolver.answer(data, stream=True)
+
+
 async def _serve(
     config: dict[str, object], udp: socket.socket, tcp: socket.socket, own: socket.socket, channel: socket.socket
 ) -> None:
@@ -139,34 +172,10 @@ async def _serve(
         renewing.add(task)
         task.add_done_callback(renewing.discard)
 
-    open_connections = 0
-
-    async def tcp_client(reader: asyncio.StreamReader, stream: asyncio.StreamWriter) -> None:
-        nonlocal open_connections
-        if open_connections >= TCP_CONNECTIONS:
-            stream.close()
-            return
-        open_connections += 1
-        try:
-            async with asyncio.timeout(10):
-                while True:
-                    size = int.from_bytes(await reader.readexactly(2), "big")
-                    data = await reader.readexactly(size)
-                    reply = await resolver.answer(data, stream=True) if resolver.admit() else None
-                    if reply is None:
-                        return
-                    stream.write(len(reply).to_bytes(2, "big") + reply)
-                    await stream.drain()
-        except (asyncio.IncompleteReadError, TimeoutError, ConnectionError):
-            pass
-        finally:
-            open_connections -= 1
-            stream.close()
-
     loop = asyncio.get_running_loop()
     await loop.create_datagram_endpoint(lambda: _Udp(resolver, writer, own=False), sock=udp)
     await loop.create_datagram_endpoint(lambda: _Udp(resolver, writer, own=True), sock=own)
-    await asyncio.start_server(tcp_client, sock=tcp, limit=65536)
+    await asyncio.start_server(Streams(resolver, writer).serve, sock=tcp, limit=65536)
     listening = asyncio.ensure_future(writer.listen(take_grants))
     take_grants(grants)
     while not listening.done():
