@@ -23,7 +23,7 @@ from ktrdr_vm.report.ledger_row import LARGEST, fit_fields, parse_row
 
 # For each kind and verdict; further decisions in the same second are counted in summary lines.
 LINES_PER_SECOND = 100
-# Maximum number of different sums in one second; beyond it there is one sum for each kind and verdict.
+# Maximum number of different sums of one kind and verdict in one second; beyond it they have one sum.
 MOST_SUMS = 64
 # One file of this size and one older file are kept; what was in earlier ones is in the totals.
 MAX_BYTES = 8 * 1024 * 1024
@@ -46,6 +46,8 @@ class Ledger:
         self._second = 0.0
         self._lines: dict[tuple[str, str], int] = {}
         self._sums: dict[_Sum, dict[str, int]] = {}
+        self._held: dict[tuple[str, str], int] = {}
+        """The number of sums of a kind and verdict."""
         self._revision = ""
 
     def revise(self, revision: str) -> None:
@@ -73,15 +75,19 @@ class Ledger:
         name, rule = str(fields.get("name", "")), str(fields.get("rule", ""))
         address, port = ("" if name else str(fields.get("address", "")), int(fields.get("port", 0)))
         key: _Sum = (kind, verdict, name, rule, *((address, port) if verdict == "allow" else ("", 0)))
-        if key not in self._sums and len(self._sums) >= MOST_SUMS:
-            key = (kind, verdict, "", "", "", 0)
+        if key not in self._sums:
+            held = self._held.get((kind, verdict), 0)
+            if held < MOST_SUMS:
+                self._held[kind, verdict] = held + 1
+            else:
+                key = (kind, verdict, "", "", "", 0)
         total = self._sums.setdefault(key, dict.fromkeys(_SUMMED, 0))
         for number, one in zip(_SUMMED, (1, 0, 0), strict=True):
             total[number] = min(total[number] + int(fields.get(number, one)), LARGEST)
 
     def flush(self) -> None:
         """Write the sums since the last call, and begin another second."""
-        sums, self._sums, self._lines = self._sums, {}, {}
+        sums, self._sums, self._lines, self._held = self._sums, {}, {}, {}
         for (kind, verdict, name, rule, address, port), total in sums.items():
             message = f"of rule {rule}" if rule and rule != SUPPRESSED else ""
             said = {"name": name, "address": address, "port": port, "message": message}
