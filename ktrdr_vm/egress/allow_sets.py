@@ -269,7 +269,7 @@ class AllowSets:
             network, _, number = element.partition(" . ")
             if int(number) == port and IPv4Address(address) in IPv4Network(network):
                 return grant
-        return ""
+        return self.find_grant(address, port)
 
     def _keep_past(self, element: str, grant: str) -> None:
         self._past[element] = grant

@@ -219,6 +219,8 @@ def test_a_restarted_guard_takes_up_what_has_not_ended(guest: NamespaceGuest) ->
     guest.guard.create()
     assert guest.guard.verify() == []
     assert {one.id for one in GuardClient(guest.paths.guard).list_grants()} == {"long", "range"}
+    said = [row["message"] for row in guest.ledger(kind="grant", rule="grant:short")]
+    assert said == ["granted", "expired"], "also of one that ended while no guard ran"
     assert f"served by {world.OTHER}:443" in tls_answer(guest, "other.test.lab")
     wait_until(
         lambda: guest.probe("tcp", address=world.OTHER, port=9100)["outcome"] == "connected",

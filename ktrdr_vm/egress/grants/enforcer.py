@@ -73,6 +73,8 @@ class Granting:
 
         KtrdrError if the sets cannot be written.
         """
+        for grant in self._book.take_missed():
+            self._write("note", grant, "expired")
         for grant in self._book.standing:
             self._take_room(grant.id)
             self._write("note", grant, "holds on", seconds=round(self._book.remaining(grant), 1))

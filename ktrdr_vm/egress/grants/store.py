@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.grant import MAX_SECONDS, Grant, parse_grant
+from ktrdr_vm.errors import HostError
 from ktrdr_vm.host.clock import boottime, read_boot_id
 from ktrdr_vm.host.durable import write_durably
 
@@ -26,6 +28,7 @@ class GrantBook:
         self._clock = clock
         self._boot_id = read_boot_id() if boot_id is None else boot_id
         self.revision = 0
+        self._missed: list[Grant] = []
         self.on_change: Callable[[], None] = lambda: None
         self._grants = {grant.id: grant for grant in self._read() if grant.ends > clock()}
 
@@ -44,14 +47,17 @@ class GrantBook:
         self.revision = count if type(count) is int and 0 <= count < _MOST else _UNKNOWN + int(now * 1000)
         # Times of another boot cannot be compared. The grants from before it have ended: the instance was suspended, or
         # the host was shut down.
-        if isinstance(data, dict) and data.get("boot_id") == self._boot_id:
-            for row in rows:
-                try:
-                    ends = float(row["ends"])
-                    if now < ends <= now + MAX_SECONDS:
-                        found.append(Grant(**{**vars(parse_grant({**row, "seconds": 1}, 0)), "ends": ends}))
-                except (ValueError, KeyError, TypeError):
-                    continue
+        same_boot = isinstance(data, dict) and data.get("boot_id") == self._boot_id
+        for row in rows:
+            try:
+                ends = float(row["ends"])
+                grant = Grant(**{**vars(parse_grant({**row, "seconds": 1}, 0)), "ends": ends})
+            except (ValueError, KeyError, TypeError):
+                continue
+            if same_boot and now < ends <= now + MAX_SECONDS:
+                found.append(grant)
+            else:
+                self._missed.append(grant)
         # Each grant that is not taken over has ended since.
         self.revision += len(rows) - len(found)
         return found
@@ -91,15 +97,28 @@ class GrantBook:
             self._save(self._grants, self.revision)
         return grant
 
+    def take_missed(self) -> list[Grant]:
+        """Remove and return the grants that ended while no guard ran."""
+        missed, self._missed = self._missed, []
+        if missed:
+            self._forget_ended()
+        return missed
+
     def take_ended(self) -> list[Grant]:
-        """Remove and return the expired grants. The file contains their expiry and need not be changed."""
+        """Remove and return the expired grants."""
         now = self._clock()
         ended = [grant for grant in self._grants.values() if grant.ends <= now]
         for grant in ended:
             del self._grants[grant.id]
         if ended:
             self._count(len(ended))
+            self._forget_ended()
         return ended
+
+    def _forget_ended(self) -> None:
+        # If it cannot be written, a restarted guard only reports their end once more: the file contains their expiry.
+        with contextlib.suppress(HostError):
+            self._save(self._grants, self.revision)
 
     def _count(self, changes: int) -> None:
         self.revision += changes

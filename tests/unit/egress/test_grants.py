@@ -126,14 +126,29 @@ def test_a_grant_that_has_not_ended_is_taken_up_and_one_that_has_is_not(tmp_path
     assert [grant.id for grant in book(tmp_path, clock).standing] == ["long"]
     assert [grant.id for grant in first.take_ended()] == ["short"]
     assert [grant.id for grant in first.standing] == ["long"]
+    assert book(tmp_path, clock).take_missed() == [], "its end was told"
     assert (tmp_path / "grants.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_grant_of_another_boot_has_ended(tmp_path: Path) -> None:
     """The clock begins anew with the host: a moment of before would lie far ahead."""
     book(tmp_path, Clock()).add(parse_grant(REQUEST, 1000.0))
-    assert book(tmp_path, Clock(), "two").standing == ()
     assert len(book(tmp_path, Clock()).standing) == 1
+    after = book(tmp_path, Clock(), "two")
+    assert after.standing == () and [grant.id for grant in after.take_missed()] == ["g"]
+
+
+def test_what_ended_while_no_guard_ran_is_told_once(tmp_path: Path) -> None:
+    clock = Clock()
+    first = book(tmp_path, clock)
+    for name, seconds in (("short", 10), ("long", 100)):
+        first.add(parse_grant(change(id=name, seconds=seconds), clock.now))
+    clock.now += 10
+    again = book(tmp_path, clock)
+    assert [grant.id for grant in again.take_missed()] == ["short"] and again.take_missed() == []
+    third = book(tmp_path, clock)
+    assert third.take_missed() == [] and third.revision == again.revision
+    assert [grant.id for grant in third.standing] == ["long"]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +222,16 @@ def test_a_grants_elements_end_with_it_and_leave_the_profiles_alone(monkeypatch:
     assert all(line.startswith("flush set inet t granted_") for line in texts[-1].splitlines())
     assert [sets.is_open("198.51.100.22", port) for port in (22, 9100)] == [True, False]
     assert (sets.find_past_grant("198.51.100.22", 9100), sets.find_past_grant("203.0.113.9", 443)) == ("g0", "g1")
+
+
+def test_a_flow_has_its_grant_however_many_addresses_were_opened_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sets_module, "load_ruleset", lambda *_: None)
+    rules, grants = granted(EgressRule(host="*.cdn.example", ports=(9100,)))
+    sets = AllowSets("t", Rules(EgressPolicy()), clock=lambda: 1000.0)
+    sets.set_grants(rules, grants)
+    for number in range(sets_module.PAST + 10):
+        sets.allow(f"n{number}.cdn.example", [f"198.51.{number // 200}.{number % 200}"], 60)
+    assert sets.find_past_grant("198.51.0.0", 9100) == "g0"
 
 
 def test_of_ranges_that_lie_in_each_other_the_widest_stands() -> None:
