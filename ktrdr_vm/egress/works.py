@@ -80,6 +80,8 @@ def open_works(directory: Path) -> Works:
     dns = bind(socket.SOCK_DGRAM, DNS_PORT), bind(socket.SOCK_STREAM, DNS_PORT), own
     brokers = Brokers(config["brokers"], proxy, ledger)
     book = GrantBook(directory / "grants.json")
+    # Before everything that writes into the ledger, whose lines carry it.
+    revision = RevisionKeeper(directory, book, ledger)
     return Works(
         directory=directory,
         config=config,
@@ -104,7 +106,7 @@ def open_works(directory: Path) -> Works:
         brokers=brokers,
         link=Link(config["tap"], namespace, ledger, brokers.forget),
         book=book,
-        revision=RevisionKeeper(directory, book, ledger),
+        revision=revision,
         inbox=_open_inbox(config, bind) if config["escalations"] else None,
         telemetry=open_telemetry(config, ledger, selector, lambda: bind(socket.SOCK_STREAM, OTLP_PORT)),
     )

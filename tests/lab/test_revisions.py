@@ -74,8 +74,10 @@ def test_a_killed_guard_goes_on_with_the_revision_and_a_dead_one_says_none(guest
     wait_until(lambda: not find_guards(guest.paths.guard), "the end of the guard")
     with pytest.raises(ProvisionError):
         guard.find_revision()
+    (guest.paths.guard / "deadlines.json").write_text("{")
     guest.guard.create()
     assert guard.find_revision() == before
+    assert guest.read_ledger(rule="deadlines") and all(row["revision"] for row in guest.read_ledger())
     assert guard.follow_plan("f" * 64) != before and parse_revision(guard.find_revision()).plan == "f" * 16
 
 
