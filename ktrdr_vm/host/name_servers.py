@@ -54,7 +54,10 @@ def find_host_addresses(name: str) -> list[str]:
     """The IPv4 addresses of a name in /etc/hosts, which glibc asks before any name server. Empty if it has none."""
     try:
         with HOSTS.open("rb") as file:
-            return parse_hosts(file.read(_MAX_HOSTS).decode("utf-8", "replace"), name)
+            read = file.read(_MAX_HOSTS)
+            # A name that is cut at the bound could be another one.
+            whole = read if len(read) < _MAX_HOSTS else read[: read.rfind(b"\n") + 1]
+            return parse_hosts(whole.decode("utf-8", "replace"), name)
     except OSError:
         return []
 

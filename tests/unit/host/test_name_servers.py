@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from ktrdr_vm.host import name_servers
-from ktrdr_vm.host.name_servers import find_upstreams, parse_hosts, parse_name_servers, parse_search_domains
+from ktrdr_vm.host.name_servers import (
+    find_host_addresses,
+    find_upstreams,
+    parse_hosts,
+    parse_name_servers,
+    parse_search_domains,
+)
 
 
 @pytest.mark.parametrize(
@@ -87,3 +93,18 @@ HOSTS = """\
 )
 def test_names_of_etc_hosts(name: str, addresses: list[str]) -> None:
     assert parse_hosts(HOSTS, name) == addresses
+
+
+def test_of_etc_hosts_the_first_mebibyte_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that the bound cuts would give its address to a name that is not in it."""
+    monkeypatch.setattr(name_servers, "HOSTS", tmp_path / "hosts")
+    head = b"198.51.100.1 first.example\n"
+    cut = b"198.51.100.2 api.example.com"
+    filling = b"#" * ((1 << 20) - len(head) - len(cut) - 1) + b"\n"
+    (tmp_path / "hosts").write_bytes(head + filling + cut + b"munity\n198.51.100.3 behind.example\n")
+    found = {name: find_host_addresses(name) for name in ("first.example", "api.example.com", "behind.example")}
+    assert found == {"first.example": ["198.51.100.1"], "api.example.com": [], "behind.example": []}
+    (tmp_path / "hosts").write_bytes(cut)
+    assert find_host_addresses("api.example.com") == ["198.51.100.2"], "without a line break at its end"
+    monkeypatch.setattr(name_servers, "HOSTS", tmp_path / "none")
+    assert find_host_addresses("first.example") == []
