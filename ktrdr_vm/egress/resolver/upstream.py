@@ -21,7 +21,7 @@ import dns.rrset
 from ktrdr_vm.egress.resolver.decisions import Upstream
 
 # Seconds, about the timeout of the host's libc for one server; three of them and a pause are less than the grace of an
-# open address.
+# open address. For one attempt, with the repetition over TCP or without EDNS.
 UPSTREAM_TIMEOUT = 4.0
 # Seconds after which the next server is queried as well.
 HESITATION = 0.7
@@ -61,6 +61,13 @@ def ask_upstream(
         exchange = functools.partial(exchange, ignore_errors=True)
 
     async def one(name: str, server: str) -> dns.message.Message:
+        try:
+            async with asyncio.timeout(UPSTREAM_TIMEOUT):
+                return await attempt(name, server)
+        except TimeoutError:
+            raise dns.exception.Timeout from None
+
+    async def attempt(name: str, server: str) -> dns.message.Message:
         query = dns.message.make_query(name, dns.rdatatype.A, use_edns=0, payload=1232)
         message, _ = await exchange(query, server, timeout=UPSTREAM_TIMEOUT, port=port)
         if message.rcode() in _WITHOUT_EDNS:

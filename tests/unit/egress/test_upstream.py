@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
+import dns.exception
 import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
 import pytest
 
+from ktrdr_vm.egress.resolver import upstream
 from ktrdr_vm.egress.resolver.decisions import flatten
-from ktrdr_vm.egress.resolver.upstream import LameServer, ask_upstream
+from ktrdr_vm.egress.resolver.upstream import HESITATION, LameServer, ask_upstream
 
 ADDRESS = ("a.example.", "A", "198.51.100.9")
 
@@ -48,6 +51,53 @@ def test_the_next_server_is_asked_if_one_does_not_serve_queries(monkeypatch: pyt
 
     monkeypatch.setattr("dns.asyncquery.udp_with_fallback", exchange)
     assert ask_servers(["192.0.2.1", "192.0.2.2"]).answer
+
+
+def test_a_server_that_does_not_answer_is_passed_over_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def exchange(query: dns.message.Message, server: str, **_: object) -> tuple[dns.message.Message, bool]:
+        if server == "192.0.2.1":
+            await asyncio.sleep(60)
+        return reply_with(query, ADDRESS, flags="RA"), False
+
+    monkeypatch.setattr("dns.asyncquery.udp_with_fallback", exchange)
+    began = time.monotonic()
+    assert ask_servers(["192.0.2.1", "192.0.2.2"]).answer
+    assert 0.7 == HESITATION <= time.monotonic() - began < 3
+
+
+def test_each_server_is_tried_twice_and_a_try_ends_with_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one whose first answer leads to a second query: the limit is that of both."""
+    asked = []
+
+    async def exchange(query: dns.message.Message, server: str, **_: object) -> tuple[dns.message.Message, bool]:
+        asked.append((server, query.edns))
+        if query.edns < 0:
+            await asyncio.sleep(60)
+        reply = dns.message.make_response(query)
+        reply.set_rcode(dns.rcode.FORMERR)
+        return reply, False
+
+    monkeypatch.setattr("dns.asyncquery.udp_with_fallback", exchange)
+    monkeypatch.setattr(upstream, "UPSTREAM_TIMEOUT", 0.2)
+    began = time.monotonic()
+    with pytest.raises(dns.exception.Timeout):
+        ask_servers(["192.0.2.1", "192.0.2.2"])
+    assert [server for server, edns in asked if edns >= 0] == ["192.0.2.1", "192.0.2.2"] * 2
+    assert time.monotonic() - began < 10
+
+
+def test_the_servers_are_found_again_for_each_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    async def exchange(query: dns.message.Message, server: str, **_: object) -> tuple[dns.message.Message, bool]:
+        asked.append(server)
+        return reply_with(query, ADDRESS, flags="RA"), False
+
+    monkeypatch.setattr("dns.asyncquery.udp_with_fallback", exchange)
+    ask = ask_upstream(iter([["192.0.2.1"], ["192.0.2.2"]]).__next__)
+    for _ in range(2):
+        asyncio.run(ask("a.example"))  # type: ignore[arg-type]
+    assert asked == ["192.0.2.1", "192.0.2.2"]
 
 
 def reply_with(
