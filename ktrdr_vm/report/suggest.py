@@ -19,6 +19,11 @@ def render_suggestion(denied: Iterable[Mapping[str, Any]]) -> str:
     for row in denied:
         destination, port, count = str(row["host"] or row["address"]), int(row["port"]), int(row["count"])
         rule, during = str(row["rule"]), str(row.get("during", ""))
+        if rule.startswith("broker:"):
+            # A rule with the host would allow every request to it.
+            what = f"{_plain(destination)}:{port} ({_plain(rule)}, {count} times)"
+            left_out.append(f"# {what} is limited by methods and paths: change these, or the requests")
+            continue
         entry = _entry(destination, rule)
         if entry is None or (port == 0 and not rule.startswith("dns")):
             if destination:

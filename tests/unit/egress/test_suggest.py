@@ -41,5 +41,11 @@ def test_what_no_profile_can_allow_is_said_and_left_out():
     assert "169.254.169.254:80" in text and "\nname: x" not in text
 
 
+def test_a_request_that_a_rule_by_method_denied_does_not_open_its_host():
+    text = render_suggestion([row(host="api.example.com", rule="broker: url:API_URL"), row(host="a.example.com")])
+    assert yaml.safe_load(text)["egress"]["allow"] == [{"host": "a.example.com", "ports": [443]}]
+    assert "# api.example.com:443 (broker: url:API_URL, 1 times) is limited by methods and paths" in text
+
+
 def test_nothing_denied():
     assert render_suggestion([]) == "# no denied connection can be allowed by a profile\n"
