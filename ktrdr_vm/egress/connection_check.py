@@ -28,8 +28,8 @@ _LOOKUP_LIMIT = 8.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on a connection. `kind` is the part that decides, as in the ledger: dns, http, tls, tcp or drop;
-    `rule` is the rule that it applies."""
+    """The verdict on a connection. `kind` is the part that decides, as in the ledger: dns, http, tls, tcp or drop, or
+    that of a service of the gateway; `rule` is the rule that it applies."""
 
     allowed: bool
     kind: str
@@ -107,8 +107,12 @@ def _look_up(directory: Path, name: str) -> tuple[Verdict | None, str]:
 class Judge:
     """The part in the guard: reads the sets and the lists of the proxy as they are now."""
 
-    def __init__(self, gateway: str, sets: AllowSets, proxy: ProxyControl, granting: Granting) -> None:
+    def __init__(
+        self, gateway: str, services: dict[int, str], sets: AllowSets, proxy: ProxyControl, granting: Granting
+    ) -> None:
+        """`services` are ports of the gateway, each with the kind of its lines in the ledger."""
         self._gateway = gateway
+        self._services = services
         self._sets = sets
         self._proxy = proxy
         self._granting = granting
@@ -127,8 +131,10 @@ class Judge:
         return self._has("reserved", address) or self._has("on_link", address) or is_local(address)
 
     def _judge(self, name: str, address: str, port: int) -> Verdict:
-        if (address, port) == (self._gateway, DNS_PORT):
-            return Verdict(True, "dns", "guard", "the guard's own resolver", address)
+        if address == self._gateway and port in self._services:
+            return Verdict(
+                True, self._services[port], "guard", "a service of the guard, which checks requests", address
+            )
         element = f"{address} . {port}"
         if self._has("exceptions", element) or self._has("granted_exceptions", element):
             return self._by_address(address, port, "the owner's exception for this address and port")

@@ -42,6 +42,7 @@ from ktrdr_vm.host.name_servers import find_upstreams
 from ktrdr_vm.host.nft import list_table
 from ktrdr_vm.host.on_link import find_on_link
 from ktrdr_vm.host.owner import forbid_cores
+from ktrdr_vm.plan.guard_interface import DNS_PORT, INBOX_PORT, OTLP_PORT
 
 if TYPE_CHECKING:
     from ktrdr_vm.egress.escalations import EscalationSupervisor
@@ -88,7 +89,7 @@ class Guard:
             self.given,
             ledger,
         )
-        self.judge = Judge(config["gateway"], sets, proxy, self.granting)
+        self.judge = Judge(config["gateway"], find_services(config), sets, proxy, self.granting)
         self.proxy_log = ProxyLog(ledger, sets, self.granting, proxy)
         self.escalations = self._make_escalation_supervisor()
         self.parts = self._make_parts()
@@ -283,6 +284,16 @@ class Guard:
         if request["op"] in operations:
             return operations[request["op"]](request)
         return {"error": f"unknown request {request['op']!r}"}
+
+
+def find_services(config: dict[str, Any]) -> dict[int, str]:
+    """The ports of the gateway that serve the guest, each with the kind of its lines in the ledger."""
+    found = {DNS_PORT: "dns"}
+    if config["escalations"]:
+        found[INBOX_PORT] = "escalation"
+    if config["telemetry"]:
+        found[OTLP_PORT] = "telemetry"
+    return found | {int(route["port"]): "broker" for route in config["brokers"]}
 
 
 def main() -> None:

@@ -157,6 +157,17 @@ def test_the_command_says_what_decides(guest: NamespaceGuest, monkeypatch: pytes
     assert guest.ledger(kind="dns", verdict="deny", name="never.asked.test.lab") == []
 
 
+def test_the_services_of_the_gateway_are_what_the_guest_reaches_there(lab: Lab) -> None:
+    read = {"host": "allowed.test.lab", "methods": ["GET"], "base_url_env": "API_URL"}
+    profile = {"version": 1, "name": "net", "image": "none", "mode": "interactive", "egress": {"allow": [read]}}
+    with NamespaceGuest(lab.home, profile=profile) as guest:
+        for port, served in ((53, "dns"), (917, "escalation"), (918, ""), (919, "broker"), (920, ""), (916, "")):
+            verdict = judge_connection(guest.paths.guard, guest.gateway, port)
+            assert (verdict.allowed, verdict.kind) == (bool(served), served or "drop"), port
+            real = guest.probe("tcp", address=guest.gateway, port=port, limit=1)["outcome"] == "connected"
+            assert real == verdict.allowed, port
+
+
 @pytest.mark.parametrize(
     ("host", "port"),
     [("x y", 443), ("", 443), ("*.test.lab", 443), ("::1", 443), ("allowed.test.lab", 0), ("a;b.c", 1)],
