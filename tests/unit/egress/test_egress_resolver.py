@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ktrdr_vm.egress.allow_sets import GRACE, MAX_LIFE, MIN_LIFE
 from ktrdr_vm.egress.resolver import decisions as module
 from ktrdr_vm.egress.resolver.decisions import CACHED, KEEP_FRESH, PROXY_RATE, RATE, REPLIES, Resolver, flatten
-from ktrdr_vm.egress.resolver.upstream import HESITATION, UPSTREAM_TIMEOUT
+from ktrdr_vm.egress.resolver.upstream import HESITATION, UPSTREAM_TIMEOUT, ask_upstream
 from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
@@ -133,6 +133,7 @@ def test_names_are_compared_without_case_and_below_a_suffix() -> None:
     )
     assert addresses(ask(world.resolver(), "ALLOWED.Example.")) == ["198.51.100.1"]
     assert addresses(ask(world.resolver(), "a.b.wild.example")) == ["198.51.100.2"]
+    assert world.asked == ["allowed.example", "a.b.wild.example"], "nothing of the letters of the guest goes on"
 
 
 @pytest.mark.parametrize("kind", ["AAAA", "TXT", "MX", "NULL", "HTTPS", "SVCB", "CNAME", "ANY"])
@@ -168,6 +169,14 @@ def test_the_owners_exception_must_name_every_port_of_the_name() -> None:
     assert addresses(ask(world.resolver(exceptions=(("192.168.1.1", 80),)), "allowed.example")) == []
     both = (("192.168.1.1", 80), ("192.168.1.1", 443))
     assert addresses(ask(world.resolver(exceptions=both), "allowed.example")) == ["192.168.1.1"]
+
+
+def test_an_address_of_etc_hosts_is_judged_like_any() -> None:
+    world = World()
+    resolver = world.resolver()
+    resolver._upstream = ask_upstream(list, find_addresses=lambda _: ["192.168.1.1", "198.51.100.1"])
+    assert addresses(ask(resolver, "allowed.example")) == ["198.51.100.1"]
+    assert [line["address"] for line in world.lines if line["rule"] == "reserved"] == ["192.168.1.1"]
 
 
 def test_an_alias_is_flattened_under_the_name_that_was_asked_for() -> None:

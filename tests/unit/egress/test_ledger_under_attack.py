@@ -16,7 +16,7 @@ import pytest
 
 from ktrdr_vm.egress import ledger as ledger_module
 from ktrdr_vm.egress.ledger import LINES_PER_SECOND, MOST_SUMS, Ledger, read_kept
-from ktrdr_vm.egress.ledger_totals import add_to_totals
+from ktrdr_vm.egress.ledger_totals import MOST_TOTALS, add_to_totals
 from ktrdr_vm.egress.resolver.supervisor import ResolverSupervisor
 from ktrdr_vm.report.egress_summary import sum_up_egress
 from ktrdr_vm.report.ledger_row import KINDS, VERDICTS, check_fields, parse_row
@@ -159,6 +159,18 @@ def test_an_upload_is_in_the_report_after_every_rotation_that_a_flood_makes(
     assert sum(one.count for one in denied) == 10_000
     assert [row for row in rows if row.get("rule") == "rotation"]
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2_000_000
+
+
+def test_totals_are_of_so_many_destinations_of_each_kind_and_verdict(tmp_path: Path) -> None:
+    row = {"time": "2026-01-01T00:00:00.000Z", "instance_id": "one", "rule": "name", "port": 443}
+    denied = [{**row, "kind": "dns", "verdict": "deny", "name": f"n{number}.example.com"} for number in range(2500)]
+    upload = {**row, "kind": "tls", "verdict": "allow", "name": "up.example.com", "bytes_out": 7}
+    (tmp_path / "dropped").write_text("".join(json.dumps(one) + "\n" for one in [*denied, upload]))
+    assert add_to_totals(tmp_path / "totals", tmp_path / "dropped") == 2501
+    rows = [json.loads(line) for line in (tmp_path / "totals").read_text().splitlines()]
+    assert len(rows) == MOST_TOTALS + 2 == 2002 and count(rows) == 2501
+    assert [one["count"] for one in rows if one["rule"] == "other destinations"] == [500]
+    assert [one["bytes_out"] for one in rows if one["name"] == "up.example.com"] == [7]
 
 
 GOOD: dict[str, Any] = {"name": "a.example.com", "rule": "name"}

@@ -4,7 +4,9 @@ is given."""
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -221,3 +223,34 @@ def test_what_could_not_be_given_waits_again(tmp_path: Path, monkeypatch: pytest
     assert store.find("e1").state == "pending"
     said = [json.loads(line) for line in (tmp_path / "ledger").read_text().splitlines()]
     assert any("could not be approved beforehand" in row["message"] for row in said)
+
+
+def test_the_owners_command_is_told_of_each_escalation_while_few_of_them_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Any]] = []
+    ended: list[int | None] = [None]
+
+    def start(words: list[str], *, streams: Any, environment: dict[str, str], **_: Any) -> Any:
+        said = os.read(streams.stdin, 100_000)
+        started.append({"words": words, "packet": json.loads(said), **environment})
+        return SimpleNamespace(poll=lambda: ended[0])
+
+    monkeypatch.setattr(desk_module.process, "start", start)
+    line = EscalationPolicy(hook=("/usr/bin/tell", "me"))
+    monkeypatch.setattr(desk_module, "read_policy", lambda: OwnerPolicy(escalations=line))
+    store, ledger = EscalationStore(tmp_path / "escalations", "one"), Ledger(tmp_path / "ledger", "one")
+    supervisor = EscalationSupervisor(tmp_path, store, None, 0, (0, 0), ledger, Granting())  # type: ignore[arg-type]
+
+    def arrive_again(number: int) -> None:
+        supervisor._arrived(store.submit(packet(seconds=number))[0])
+
+    for number in range(1, 6):
+        arrive_again(number)
+    assert [one["KTRDR_ESCALATION"] for one in started] == ["e1", "e2", "e3", "e4"]
+    assert started[0]["words"] == ["/usr/bin/tell", "me"] and started[0]["packet"]["id"] == "e1"
+    rows = [json.loads(row) for row in (tmp_path / "ledger").read_text().splitlines()]
+    assert [row["rule"] for row in rows if "was not told" in row["message"]] == ["e5"]
+    ended[0] = 0
+    arrive_again(6)
+    assert started[-1]["KTRDR_ESCALATION"] == "e6"

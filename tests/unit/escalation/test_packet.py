@@ -16,7 +16,7 @@ from ktrdr_vm.escalation.decision import is_preapproved
 from ktrdr_vm.escalation.inbox import Limiter
 from ktrdr_vm.escalation.inbox_protocol import ListRequest, SubmitRequest, answer_request
 from ktrdr_vm.escalation.packet import KINDS, MAX_SECONDS, PacketError, parse_packet
-from ktrdr_vm.escalation.store import MAX_PENDING, Answer, EscalationStore
+from ktrdr_vm.escalation.store import MAX_PENDING, MAX_STORED, Answer, EscalationStore, FullError
 from ktrdr_vm.host.clock import boottime, read_boot_id
 from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.policy.owner_policy import parse_policy
@@ -84,6 +84,16 @@ def test_the_same_packet_twice_is_one_escalation_and_the_inbox_is_bounded(tmp_pa
     ]
     assert sum("error" in reply for reply in replies) == 100 - (MAX_PENDING - 1)
     assert len(store.list()) == MAX_PENDING
+
+
+def test_an_instance_has_so_many_escalations_in_all(tmp_path: Path) -> None:
+    store = EscalationStore(tmp_path / "e", "one")
+    for number in range(MAX_STORED):
+        made, _ = store.submit(parse_packet(packet(why=str(number))))
+        store.answer(made.id, "denied", Answer("me", "no", "t"))
+    with pytest.raises(FullError, match=f"{MAX_STORED} escalations"):
+        store.submit(parse_packet(packet(why="one more")))
+    assert len(store.list()) == MAX_STORED
 
 
 def test_states_follow_each_other_and_an_approval_ends_by_itself(tmp_path: Path) -> None:

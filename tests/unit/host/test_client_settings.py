@@ -160,6 +160,14 @@ def test_the_authorities_of_a_host_are_found_each_once(tmp_path: Path) -> None:
     assert find_authorities([], (0, 0), tmp_path / "none") == ()
 
 
+def test_so_many_authorities_and_none_of_a_bundle(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number:02}.crt").write_text(PEM.format(f"{number:04}"))
+    (tmp_path / "00.crt").write_text(PEM.format("0000") + " " * (64 * 1024))
+    found = find_authorities([], (0, 0), tmp_path)
+    assert [Path(name).name for name, _ in found] == [f"{number:02}.crt" for number in range(1, 33)]
+
+
 def test_a_host_whose_way_out_is_a_proxy_is_said(tmp_path: Path) -> None:
     routes, system = tmp_path / "route", tmp_path / "environment"
     routes.write_text(ROUTES + "eth0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000000\n")

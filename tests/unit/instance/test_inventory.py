@@ -58,6 +58,16 @@ def test_strange_names_and_newer_journals_hide_nothing(home: Home, destroyed: li
     assert "dead" in collect(home, FakeLibvirt()) and "dead" in destroyed
 
 
+def test_a_list_has_the_revision_of_each(home: Home) -> None:
+    revision = f"{'0' * 12}-{'a' * 16}-3"
+    for name in ("dead", "one"):
+        Journal(add(home, name), name).save()
+    home.instance("one").guard.mkdir()
+    (home.instance("one").guard / "revision").write_text(revision)
+    found = find_instances(home, FakeLibvirt())
+    assert [entry.to_json()["revision"] for entry in found] == ["", revision]
+
+
 def test_what_a_person_lives_in_stays_when_its_journal_is_lost(home: Home, destroyed: list[str]) -> None:
     add(home, "dev", "{damaged")
     assert (

@@ -187,6 +187,25 @@ def test_a_secret_for_removal_asks_nobody(target: Target) -> None:
     secret.remove()
 
 
+def test_a_firewall_that_is_not_read_back_as_it_was_rendered_is_none(
+    target: Target, blueprint: Blueprint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tap is set up after it, so there is no traffic before."""
+    rules = count_rules_of_text(blueprint.documents["ruleset.nft"])
+    outside = count_rules_of_text(blueprint.documents["ruleset-host.nft"])
+    missing = 0
+    monkeypatch.setattr(firewall_module, "is_namespace", lambda _: True)
+    monkeypatch.setattr(firewall_module, "read_comment", lambda *_: None)
+    monkeypatch.setattr(firewall_module, "load_ruleset", lambda *_: None)
+    monkeypatch.setattr(
+        firewall_module, "read_table", lambda _, where: [{"rule": {}}] * ((rules if where else outside) - missing)
+    )
+    Firewall(target, blueprint).create()
+    missing = 1
+    with pytest.raises(ProvisionError, match="not the one that was rendered"):
+        Firewall(target, blueprint).create()
+
+
 def test_rules_are_counted_as_they_are_rendered() -> None:
     text = "table inet t {\n  set s {\n    type ipv4_addr\n  }\n  chain a {\n    type filter hook input priority 0;\n    # why\n    accept\n    drop\n  }\n  chain b {\n    jump a\n  }\n}\n"
     assert count_rules_of_text(text) == 3

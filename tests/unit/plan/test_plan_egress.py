@@ -13,7 +13,7 @@ from ktrdr_vm.identity import HOST_USERS, parse_instance_id
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
 from ktrdr_vm.plan.facts import Facts, ImageFacts, allocate
 from ktrdr_vm.plan.guard_interface import GATEWAY, GUEST
-from ktrdr_vm.plan.haproxy import render_proxy
+from ktrdr_vm.plan.haproxy import MAX_CONNECTIONS, render_proxy
 from ktrdr_vm.plan.nftables_host import render_host_ruleset
 from ktrdr_vm.plan.nftables_namespace import render_ruleset
 from ktrdr_vm.plan.plan import Plan
@@ -193,6 +193,19 @@ def test_ipv6_is_in_no_allow_rule() -> None:
         assert "ip6" not in text and "icmp" not in text
 
 
+@pytest.mark.parametrize(
+    ("part", "is_open"),
+    [({}, False), ({"mode": "interactive"}, True), ({"workload": {"command": ["agent"]}, "workspace": {}}, True)],
+    ids=["sandbox", "interactive", "workload"],
+)
+def test_the_inbox_is_open_to_whoever_can_ask(part: dict[str, object], is_open: bool) -> None:
+    document = {"version": 1, "name": "n", "image": "i", **part}
+    facts = Facts("tcg", "/e", "m", "/h", ImageFacts("i", "d", "/i"))
+    text = Plan(build_profile(document), facts, IDENTITY, document).render(ALLOCATION)["ruleset.nft"]
+    served = next(line for line in chain(text, "guest_in") if line.startswith(f"ip daddr {GATEWAY} tcp dport"))
+    assert served == f"ip daddr {GATEWAY} tcp dport {{ 53{', 917' if is_open else ''} }} accept"
+
+
 # -- the proxy and the slots -------------------------------------------------------------------------------------------
 
 
@@ -203,6 +216,11 @@ def test_the_proxy_asks_nobody_but_the_guard_and_never_ends_tls() -> None:
     ]
     assert " ssl " not in config and " crt " not in config and "parse-resolv-conf" not in config
     assert "dontlognull" not in config, "a connection without a byte is a decision too"
+
+
+def test_the_proxy_has_one_cpu_and_so_many_connections() -> None:
+    lines = [line.strip() for line in render_proxy(IDENTITY, ALLOCATION, "/lists").splitlines()]
+    assert "nbthread 1" in lines and f"maxconn {MAX_CONNECTIONS}" in lines
 
 
 def test_slots_do_not_meet() -> None:

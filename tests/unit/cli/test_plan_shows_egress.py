@@ -1,0 +1,64 @@
+"""What `plan` says of the ways out: each rule, what is weaker than it looks, and what makes another rule void."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ktrdr_vm.cli import plan as plan_command
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.plan.facts import Facts, ImageFacts
+from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.profile.egress_rule import EgressRule
+from ktrdr_vm.profile.load import build_profile
+
+LIMITED = {"host": "api.example.com", "methods": ["GET"], "paths": ["/v1/"], "base_url_env": "API_URL"}
+NEAR, FAR, OTHER = (
+    {"cidr": "203.0.113.0/24", "ports": [443]},
+    {"cidr": "198.51.100.0/24", "ports": [22, 80]},
+    {"cidr": "192.0.2.0/24", "ports": [22]},
+)
+WARNING = "allows every request to such a host, if one of its addresses is in this range"
+
+
+def make_plan(*allow: dict[str, Any], mode: str = "enforce", presets: Any = ()) -> Plan:
+    document = {"version": 1, "name": "n", "image": "i", "egress": {"allow": list(allow), "mode": mode}}
+    facts = Facts("tcg", "/e", "m", "/h", ImageFacts("i", "d" * 64, "/i"), presets=presets)
+    return Plan(build_profile(document), facts, parse_instance_id("one"), document)
+
+
+def show(plan: Plan, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    plan_command._show_egress(plan)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_wildcard_is_marked_as_weaker(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = show(make_plan({"host": "*.example.com"}, {"host": "a.example.com"}), capsys)
+    assert [("weaker" in line, line.split()[1]) for line in lines] == [
+        (True, "*.example.com:443"),
+        (False, "a.example.com:443"),
+    ]
+
+
+def test_a_range_that_may_hold_a_host_of_a_rule_by_method_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = show(make_plan(LIMITED, NEAR, FAR, OTHER), capsys)
+    marked = [line.split()[2].partition(":")[0] for line in lines if line.startswith("  ! ") and WARNING in line]
+    assert marked == [NEAR["cidr"], FAR["cidr"]], lines
+    assert "  egress api.example.com:443  GET beneath /v1/, at the URL in API_URL; no connection of its own" in lines
+    assert not any(WARNING in line for line in show(make_plan(NEAR, FAR, OTHER), capsys))
+
+
+def test_the_names_of_a_preset_are_shown_and_in_the_digest(capsys: pytest.CaptureFixture[str]) -> None:
+    def stand_for(*hosts: str) -> Plan:
+        rules = tuple(EgressRule(host=host, preset="forge", reason="preset forge") for host in hosts)
+        return make_plan({"preset": "forge"}, presets=(("forge", rules),))
+
+    before, after = stand_for("forge.example"), stand_for("forge.example", "files.example")
+    assert [line.split()[1] for line in show(after, capsys)] == ["forge.example:443", "files.example:443"]
+    assert before.digest != after.digest == stand_for("forge.example", "files.example").digest
+
+
+def test_observe_mode_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = show(make_plan({"host": "a.example.com"}, mode="observe"), capsys)
+    assert lines[0].startswith("  egress OBSERVE: ") and len(lines) == 2
