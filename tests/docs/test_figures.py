@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from ktrdr_vm.egress import escalations, guard, ledger
-from ktrdr_vm.egress.resolver import decisions
+from ktrdr_vm.egress import escalations, guard, ledger, ledger_totals
+from ktrdr_vm.egress.resolver import decisions, upstream
 from ktrdr_vm.escalation import inbox, packet, store
 from ktrdr_vm.gates import template_worker
+from ktrdr_vm.host import authorities, name_servers
 from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.plan import guard_interface, haproxy
 from ktrdr_vm.policy.owner_policy import EscalationPolicy, OwnerPolicy
 from ktrdr_vm.report.mask import MIN_LENGTH
 
-WORDS = {1.0: "second", 4: "Four", 10: "ten", 20: "twenty", 200: "two hundred"}
+WORDS = {1.0: "second", 4: "four", 10: "ten", 20: "twenty", 200: "two hundred"}
 PROMISES = [
     (
         "docs/egress.md",
@@ -30,7 +31,17 @@ PROMISES = [
     ("docs/egress.md", f"more than {ledger.LINES_PER_SECOND} lines of one kind and verdict in a second"),
     ("docs/egress.md", f"up to {ledger.MOST_SUMS} destinations in a second"),
     ("docs/egress.md", f"two files of {ledger.MAX_BYTES >> 20} MiB"),
+    ("docs/egress.md", f"of each kind and verdict for {ledger_totals.MOST_TOTALS:,} destinations"),
+    ("docs/egress.md", f"The guard checks both tables every {WORDS[guard.POLL]}."),
+    ("docs/egress.md", f"The guard reads them every {WORDS[guard.POLL]}."),
+    ("docs/egress.md", f"the first {'three' if name_servers.MOST == 3 else '?'}, with a scope"),
+    ("docs/egress.md", f"does not answer within {upstream.HESITATION} s"),
+    ("docs/egress.md", f"each server is tried twice, for up to {upstream.UPSTREAM_TIMEOUT:g} s each time"),
+    ("docs/egress.md", f"The first {'MiB' if name_servers._MAX_HOSTS == 1 << 20 else '?'} of the file is read"),
+    ("docs/egress.md", f"Files of more than {authorities._MOST_BYTES >> 10} KiB are left out"),
+    ("docs/egress.md", f"certificates after the {authorities._MOST}nd"),
     ("docs/escalations.md", f"{WORDS[inbox.PER_MINUTE]} packets per minute"),
+    ("docs/escalations.md", f"while fewer than {WORDS[escalations._MAX_HOOKS]} of these commands run"),
     (
         "docs/escalations.md",
         f"{WORDS[store.MAX_PENDING]} unanswered escalations, and {WORDS[store.MAX_STORED]} in total",
@@ -39,7 +50,7 @@ PROMISES = [
     ("SECURITY.md", f"shorter than {MIN_LENGTH} bytes are not masked"),
     ("SECURITY.md", f"which it checks each {WORDS[guard.POLL]}"),
     ("SECURITY.md", f"with {template_worker._MEMORY >> 30} GiB at most"),
-    ("docs/owner-policy.md", f"{WORDS[escalations._MAX_HOOKS]} run at one time for an instance"),
+    ("docs/owner-policy.md", f"{WORDS[escalations._MAX_HOOKS].capitalize()} run at one time for an instance"),
 ]
 
 
@@ -51,13 +62,13 @@ def test_the_number_is_that_of_the_program(page: str, promise: str) -> None:
 
 def test_the_defaults_of_the_owners_policy_are_those_of_its_table() -> None:
     text = (PROJECT / "docs/owner-policy.md").read_text(encoding="utf-8")
-    policy, escalations = OwnerPolicy(), EscalationPolicy()
+    policy, answers = OwnerPolicy(), EscalationPolicy()
     rows = {
         line.split("|")[1].strip(" `"): line.split("|")[3].strip(" `") for line in text.split("\n") if line[:3] == "| `"
     }
     largest = policy.largest
     assert rows["resources.max"] == f"{largest.vcpus}, {largest.memory >> 10} GiB, {largest.disk >> 10} GiB"
     assert rows["instances.max"] == str(policy.most_instances)
-    assert rows["escalations.wait"] == f"{escalations.wait // 60}m"
-    assert rows["escalations.longest"] == f"{escalations.longest // 3600}h"
-    assert rows["escalations.kinds"].replace("`", "") == ", ".join(sorted(escalations.kinds, key=packet.KINDS.index))
+    assert rows["escalations.wait"] == f"{answers.wait // 60}m"
+    assert rows["escalations.longest"] == f"{answers.longest // 3600}h"
+    assert rows["escalations.kinds"].replace("`", "") == ", ".join(sorted(answers.kinds, key=packet.KINDS.index))

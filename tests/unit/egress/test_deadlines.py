@@ -131,6 +131,17 @@ def test_what_is_lent_is_no_secret_of_the_same_name(bench: Bench) -> None:
     assert bench.at(160.0) == ["e1"] and bench.taken[1][0].path == "/run/secrets/e1"
 
 
+def test_what_was_lent_and_is_not_given_back_ends_with_the_vm_and_is_said(bench: Bench) -> None:
+    bench.clock.operations["given"]({"name": "e1", "path": "", "seconds": 30, "message": "2 vCPUs"})
+    moment = 130.0
+    for _ in range(3 * ATTEMPTS):
+        if bench.at(moment):
+            bench.taken[-1][1].code = 1
+        moment += RETRY_S
+    assert len(bench.taken) == ATTEMPTS and len(bench.ledger.said) == 2
+    assert "does not let go of all of it; what it keeps ends with the machine" in bench.ledger.said[1]
+
+
 def test_a_file_that_cannot_be_read_is_said(bench: Bench) -> None:
     bench.path.write_text("{")
     bench.clock = bench.open()

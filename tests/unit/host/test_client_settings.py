@@ -241,6 +241,10 @@ def test_a_client_is_asked_again_with_another_path(
     ask_host(monkeypatch, host, preset, make(host, "one.example"))
     monkeypatch.setenv("PATH", f"{host}/bin:/opt/bin")
     assert ask_host(monkeypatch, host, preset, make(host, "two.example")) == (("two.example", 443),)
+    # And with other settings in the environment.
+    for variable in ("PIP_INDEX_URL", "npm_config_registry"):
+        monkeypatch.setenv(variable, "https://x.example/")
+    assert ask_host(monkeypatch, host, preset, make(host, "three.example")) == (("three.example", 443),)
 
 
 @pytest.mark.parametrize("program", ["node", "npm", "python3"])

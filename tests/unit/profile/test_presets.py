@@ -41,7 +41,7 @@ def test_a_shipped_list(path: Path) -> None:
     assert any(rule.host == host and port in rule.ports for rule in preset.rules)
     policy = compile_policy(preset.rules)
     assert policy.ranges == () and policy.tls_names
-    assert f"`{preset.name}`" in (PROJECT / "docs" / "egress.md").read_text()
+    assert f"| `{preset.name}` | {preset.description} |\n" in (PROJECT / "docs" / "egress.md").read_text()
 
 
 def test_every_list_is_here() -> None:

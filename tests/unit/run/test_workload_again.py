@@ -35,3 +35,13 @@ def test_what_still_runs_is_followed_and_what_has_ended_begins_again(state: str,
     )
     assert result is not None and (result.outcome, b"".join(shown)) == ("passed", b"answered\n")
     assert any("setsid sh -c" in ran.line for ran in guest.ran) == begins
+
+
+def test_a_run_that_should_stop_leaves_a_workload_that_runs_on() -> None:
+    guest = FakeGuest(lambda ran: GuestResult(0, b"running", b"") if "kill -0" in ran.line else None)
+    turns = iter([False, False, True])
+    result = run_workload(
+        lambda: guest, Workload(("agent",), 60), environment={}, chdir=None, mask=str, on_output=lambda _: None,
+        leave=lambda: next(turns),
+    )  # fmt: skip
+    assert result is None and not any("kill -TERM" in ran.line for ran in guest.ran)
