@@ -189,6 +189,7 @@ def test_a_granted_name_is_dialled_at_its_own_address_and_only_while_it_is_grant
     assert [(one.id, one.rule.host, one.rule.reason) for one in GuardClient(guest.paths.guard).list_grants()] == [
         ("one", "other.test.lab", "to see")
     ]
+    assert [row["message"] for row in guest.ledger(kind="grant", name="other.test.lab")] == ["granted: to see"]
     assert guest.lookup("other.test.lab")["addresses"] == [world.OTHER]
     assert f"served by {world.OTHER}:443" in tls_answer(guest, "other.test.lab")
     request = "GET / HTTP/1.0\r\nHost: other.test.lab\r\n\r\n"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from ktrdr_vm.cli import plan as plan_command
+from ktrdr_vm.cli.main import cli
+from ktrdr_vm.host.accelerator import Accelerator
 from ktrdr_vm.identity import parse_instance_id
-from ktrdr_vm.plan.facts import Facts, ImageFacts
+from ktrdr_vm.plan.facts import Facts, GuestFile, ImageFacts
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.egress_rule import EgressRule
 from ktrdr_vm.profile.load import build_profile
@@ -57,6 +63,20 @@ def test_the_names_of_a_preset_are_shown_and_in_the_digest(capsys: pytest.Captur
     before, after = stand_for("forge.example"), stand_for("forge.example", "files.example")
     assert [line.split()[1] for line in show(after, capsys)] == ["forge.example:443", "files.example:443"]
     assert before.digest != after.digest == stand_for("forge.example", "files.example").digest
+
+
+def test_the_files_for_the_package_clients_are_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = (GuestFile("/etc/pip.conf", "[global]\n", "preset python"),)
+    plan = make_plan()
+    made = Plan(plan.profile, replace(plan.facts, client_files=files), plan.identity, plan.source)
+    gathered = SimpleNamespace(plan=made, repository=None, beyond=(), accelerator=Accelerator("tcg", "x"))
+    monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path))
+    monkeypatch.setattr("ktrdr_vm.inputs.profile_file.find_profile", lambda *words: words)
+    monkeypatch.setattr("ktrdr_vm.inputs.resolve.gather", lambda *_, **__: gathered)
+    done = CliRunner().invoke(cli, ["plan", "--workspace", str(tmp_path)], standalone_mode=False)
+    assert done.exception is None
+    [line] = [line.split() for line in done.stdout.splitlines() if "setting" in line]
+    assert line == ["+", "setting", "/etc/pip.conf", *"as on this host: preset python".split()]
 
 
 def test_observe_mode_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:

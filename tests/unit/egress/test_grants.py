@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -18,6 +19,7 @@ from ktrdr_vm.egress.grant import MAX_SECONDS, Grant, parse_grant, refuse_grant
 from ktrdr_vm.egress.grants.store import GrantBook
 from ktrdr_vm.egress.rules import Rules, rules_from_json
 from ktrdr_vm.errors import HostError
+from ktrdr_vm.host.clock import boottime
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
 
@@ -149,6 +151,18 @@ def test_what_ended_while_no_guard_ran_is_told_once(tmp_path: Path) -> None:
     third = book(tmp_path, clock)
     assert third.take_missed() == [] and third.revision == again.revision
     assert [grant.id for grant in third.standing] == ["long"]
+
+
+def test_the_time_of_a_grant_is_counted_from_the_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By CLOCK_BOOTTIME, which nobody can set, and which goes on while the host is suspended."""
+    seconds = {time.CLOCK_BOOTTIME: 1000.0}
+    monkeypatch.setattr(time, "clock_gettime", seconds.__getitem__)
+    made = GrantBook(tmp_path / "grants.json", boot_id="one")
+    made.add(parse_grant(REQUEST, boottime()))
+    seconds[time.CLOCK_BOOTTIME] += 59
+    assert made.take_ended() == [] and made.remaining(made.standing[0]) == 1
+    seconds[time.CLOCK_BOOTTIME] += 1
+    assert [grant.id for grant in made.take_ended()] == ["g"]
 
 
 @pytest.mark.parametrize(

@@ -65,5 +65,8 @@ def test_the_plan_is_the_same_when_it_is_read_back_and_clients_are_told_of_an_au
     plan = make_plan(*FILES)
     again = plan_from_json(json.loads(json.dumps(plan.to_json())))
     assert again == plan and again.digest == plan.digest != make_plan().digest
-    assert set(plan.client_variables) == {"SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"}
+    assert plan.client_variables == {
+        **dict.fromkeys(("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE"), "/etc/ssl/certs/ca-certificates.crt"),
+        "NODE_EXTRA_CA_CERTS": "/etc/ktrdr/authorities.pem",
+    }
     assert replace(plan, facts=replace(plan.facts, client_files=FILES[:1])).client_variables == {}

@@ -42,6 +42,8 @@ def test_methods_or_paths_make_a_rule_of_requests() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"host": "mirror"}, "must be a DNS name in lower case with a dot"),
+        ({"host": "API.example.com"}, "must be a DNS name in lower case with a dot"),
         ({"host": "*.example.com"}, "egress.allow[0].host: methods and paths need one exact name"),
         ({"ports": [80]}, "the only port is 443"),
         ({"ports": [443, 22]}, "the only port is 443"),

@@ -32,6 +32,7 @@ from ktrdr_vm.report.model import (
     TaskResult,
     WorkloadResult,
 )
+from ktrdr_vm.report.pull_request import render_pull_request
 from ktrdr_vm.report.summary import format_bytes, format_duration, make_summary, render_summary, render_summary_text
 from ktrdr_vm.run.artifact_rows import make_artifacts
 
@@ -137,6 +138,22 @@ def test_json_has_the_contracts_fields_first_and_in_order() -> None:
     ][0].keys()
     assert document["gates"][0]["observed"] == "guest"
     assert document["egress"]["denied"][0]["observed"] == "host"
+
+
+def test_each_escalation_is_there_with_its_answer() -> None:
+    answered = {"approved": "for this once", "denied": "not yours", "pending": ""}
+    rows = tuple(
+        EscalationRow(f"e{number}", "one", "network", f"host {number}", state=state, answer=answer)  # type: ignore[arg-type]
+        for number, (state, reason) in enumerate(answered.items())
+        for answer in (AnswerRow("owner", reason, "t") if reason else None,)
+    )
+    report = make_report(escalations=rows)
+    found = json.loads(render_report_json(report))["escalations"]
+    assert [(one["id"], one["state"], (one["answer"] or {}).get("reason", "")) for one in found] == [
+        (f"e{number}", state, reason) for number, (state, reason) in enumerate(answered.items())
+    ]
+    page = render_pull_request(report, {}, ())
+    assert all(f"**{state}**" in page and reason in page for state, reason in answered.items())
 
 
 def test_json_is_ascii_and_keeps_what_was_said() -> None:
