@@ -13,6 +13,7 @@ from ktrdr_vm.policy.owner_policy import OwnerPolicy, parse_policy
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import Secret
 
+BARE = {"version": 1, "name": "p", "image": "debian-13-docker"}
 MODEL = {
     "name": "model", "source": {"env": "KTRDR_MODEL"},
     "broker": {"host": "model.example.com", "header": "x-api-key: {{ secret }}", "base_url_env": "MODEL_URL"},
@@ -25,7 +26,7 @@ USES = """secrets:
 
 
 def ask(policy: OwnerPolicy, presets: Any = (), env: str = "KTRDR_TOKEN", **part: Any) -> dict[str, str]:
-    profile = build_profile({"version": 1, "name": "p", "image": "debian-13-docker", **part})
+    profile = build_profile({**BARE, **part})
     plan = SimpleNamespace(profile=profile, facts=SimpleNamespace(workspace="/work", presets=presets))
     loaded: Any = SimpleNamespace(plan=plan, instance_id="one")
     return apply._check_source(loaded, policy, Secret("token", "/run/secrets/token", env=env))
@@ -48,6 +49,15 @@ def test_a_secret_goes_where_the_owner_says() -> None:
     assert ask(NARROW, **allow("forge.example.com")) == {"env": "KTRDR_TOKEN"}
     assert ask(WIDE, **allow("anywhere.example.org"), secrets=[MODEL]) == {"env": "KTRDR_TOKEN"}
     assert ask(OwnerPolicy(), **allow("anywhere.example.org")) == {"env": "KTRDR_TOKEN"}
+
+
+@pytest.mark.parametrize("source", [{"file": "/root/.ssh/id_rsa"}, {"file": "/srv/token"}, {"env": "AWS_SECRET_KEY"}])
+def test_a_source_that_the_owner_does_not_allow_is_refused(source: dict[str, str]) -> None:
+    plan = SimpleNamespace(profile=build_profile(BARE), facts=SimpleNamespace(workspace="/work", presets=()))
+    loaded: Any = SimpleNamespace(plan=plan, instance_id="one")
+    policy = parse_policy("secrets: {files: [/root/.ssh/id_rsa, /srv/other]}\n")
+    with pytest.raises(UsageError, match="as a source of secrets"):
+        apply._check_source(loaded, policy, Secret("token", "/run/secrets/token", **source))
 
 
 PRESETS = (

@@ -86,6 +86,22 @@ def test_no_line_of_the_proxy_ends_the_guard(tmp_path: Path, line: bytes, observ
     assert row["verdict"] in ("allow", "deny") or row["rule"] == "suppressed"
 
 
+def test_lines_that_the_proxy_dropped_are_counted_once(tmp_path: Path) -> None:
+    """It counts what was not read in time, and does not wait for the guard."""
+    ledger, lost = Ledger(tmp_path / "egress.jsonl", "one"), [0]
+    granting, proxy = SimpleNamespace(find_grant=lambda slot: ""), SimpleNamespace(count_lost_lines=lambda: lost[0])
+    log = ProxyLog(ledger, AllowSets("ktrdr-one", Rules(compile_policy(()))), granting, proxy)  # type: ignore[arg-type]
+    read, write = os.pipe()
+    for lost[0] in (0, 7, 7, 9):
+        os.write(write, json.dumps(LINE).encode() + b"\n")
+        log.read(read)
+        log.count_lost()
+    os.close(read)
+    os.close(write)
+    rows = [json.loads(one) for one in (tmp_path / "egress.jsonl").read_text().splitlines()]
+    assert [row["count"] for row in rows if row["rule"] == "suppressed"] == [7, 2]
+
+
 class Talker:
     """A socket on which the proxy answers the same without end, or once."""
 

@@ -1,15 +1,17 @@
-"""Queries over TCP: answered in their order, bounded like those over UDP, and each refusal is counted."""
+"""The resolver's ways out: queries over TCP, bounded like those over UDP, and notes that the guard does not take."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 from typing import Any
 
 import dns.message
 import pytest
 
 from ktrdr_vm.egress.resolver.decisions import RATE, Resolver
-from ktrdr_vm.egress.resolver.process import TCP_CONNECTIONS, Streams
+from ktrdr_vm.egress.resolver.process import TCP_CONNECTIONS, Streams, WriterChannel
 from ktrdr_vm.egress.rules import Rules
 from ktrdr_vm.plan.egress_policy import compile_policy
 
@@ -101,3 +103,29 @@ def test_so_many_connections_are_open_at_once() -> None:
 
     assert asyncio.run(hold()) == [False] * TCP_CONNECTIONS + [True]
     assert count_replies(asyncio.run(talk(streams, FRAME)).sent) == 1
+
+
+def test_a_note_that_a_busy_guard_does_not_take_is_counted_and_told_later() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        writer, noted = WriterChannel(ours), 5000
+        for number in range(noted):
+            writer.note("dns", "deny", name=f"n{number}.example.com")
+        writer.flush()
+
+        def receive() -> list[Any]:
+            said = []
+            while True:
+                try:
+                    said.append(json.loads(theirs.recv(65536)))
+                except BlockingIOError:
+                    return said
+
+        taken = receive()
+        assert 0 < len(taken) < noted
+        writer.flush()
+        assert receive() == [{"count": ["suppressed", noted - len(taken)]}]
+        writer.flush()
+        assert receive() == []

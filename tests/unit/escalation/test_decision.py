@@ -171,6 +171,8 @@ def test_a_pre_approval_is_recorded_with_the_end_that_the_guard_gave(
     store = arrive(tmp_path, monkeypatch, granting, EscalationPolicy(approved=(DOCS,)))
     found = store.find("e1")
     assert (granting.given, found.state) == (["e1"], "approved")
+    [row] = [json.loads(line) for line in (tmp_path / "ledger").read_text().splitlines()]
+    assert (row["kind"], row["rule"], row["message"]) == ("escalation", "e1", "network: x")
     assert found.answer is not None and found.answer.ends is not None and not found.answer.waiting
 
 
