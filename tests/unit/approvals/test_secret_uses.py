@@ -52,7 +52,7 @@ def test_a_secret_goes_where_the_owner_says() -> None:
 
 
 @pytest.mark.parametrize("source", [{"file": "/root/.ssh/id_rsa"}, {"file": "/srv/token"}, {"env": "AWS_SECRET_KEY"}])
-def test_a_source_that_the_owner_does_not_allow_is_refused(source: dict[str, str]) -> None:
+def test_a_source_that_the_owner_does_not_allow_is_refused(source: dict[str, Any]) -> None:
     plan = SimpleNamespace(profile=build_profile(BARE), facts=SimpleNamespace(workspace="/work", presets=()))
     loaded: Any = SimpleNamespace(plan=plan, instance_id="one")
     policy = parse_policy("secrets: {files: [/root/.ssh/id_rsa, /srv/other]}\n")
