@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ktrdr_vm.egress.allow_sets import AllowSets
 from ktrdr_vm.egress.ledger import Ledger
@@ -25,15 +27,24 @@ class Drop:
 
 @dataclass
 class DropCounts:
-    """The last values of the counters of a table."""
+    """The last values of the counters of a table, whose handle is another one each time that it is loaded."""
 
     _seen: dict[tuple[str, str, int], int] = field(default_factory=dict)
+    _handle: int = 0
 
-    def clear(self) -> None:
-        self._seen.clear()
+    def to_json(self) -> dict[str, Any]:
+        return {"handle": self._handle, "seen": [[*key, packets] for key, packets in self._seen.items()]}
+
+    def take_up(self, kept: dict[str, Any]) -> None:
+        """Continue with what `to_json` returned."""
+        self._handle = int(kept["handle"])
+        self._seen = {(str(one), str(two), int(three)): int(packets) for one, two, three, packets in kept["seen"]}
 
     def read(self, entries: Table) -> list[Drop]:
         """What was counted since the last call. `entries` is the listing of the table."""
+        handle = next((int(entry["table"].get("handle", 0)) for entry in entries if "table" in entry), 0)
+        if handle != self._handle:
+            self._seen, self._handle = {}, handle
         drops = []
         for entry in entries:
             if "counter" in entry:
@@ -77,6 +88,9 @@ class TableWatch:
     ) -> None:
         self._places = (_Place("", directory / "ruleset-host.nft"), _Place(namespace, directory / "ruleset.nft"))
         self._table = table
+        self._counts = directory / "drop.counts"
+        self._loaded = expected
+        self._take_up_counts()
         self._sets = sets
         self._ledger = ledger
         self._expected = _read_expected(expected, namespace)
@@ -84,7 +98,9 @@ class TableWatch:
     def poll(self) -> None:
         """Write what was dropped since the last poll, after both tables were checked and, if necessary, repaired."""
         try:
-            drops = [drop for place in self._places for drop in place.counts.read(self._read(place))]
+            # Both are listed before one is counted: what is counted is written.
+            listed = [(place, self._read(place)) for place in self._places]
+            drops = [drop for place, entries in listed for drop in place.counts.read(entries)]
         except (KtrdrError, ValueError, KeyError) as error:
             self._ledger.write("guard", "note", rule="table", message=f"the table is not as it must be: {error}"[:300])
             return
@@ -100,6 +116,26 @@ class TableWatch:
                 count=drop.count,
             )
         self._ledger.flush()
+        if drops:
+            self._keep_counts()
+
+    def _take_up_counts(self) -> None:
+        """The counters outlive the guard: what an earlier one has written into the ledger is not written again."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(self._counts.read_bytes())
+            if kept["loaded"] == self._loaded.stat().st_mtime_ns:
+                for place in self._places:
+                    place.counts.take_up(kept["counts"][place.namespace])
+
+    def _keep_counts(self) -> None:
+        # Not synced: the tables do not outlive a reboot. Handles begin at one in each namespace, whose tables are
+        # recorded when they are loaded.
+        with contextlib.suppress(OSError):
+            counts = {place.namespace: place.counts.to_json() for place in self._places}
+            fresh = self._counts.with_name(f".{self._counts.name}.new")
+            fresh.touch(mode=0o600)
+            fresh.write_text(json.dumps({"loaded": self._loaded.stat().st_mtime_ns, "counts": counts}))
+            fresh.rename(self._counts)
 
     def _read(self, place: _Place) -> Table:
         """The listing of a table, which is loaded again first if it is missing or changed."""
@@ -108,7 +144,6 @@ class TableWatch:
         if entries is not None and (expected is None or keep_rules(entries) == expected):
             return entries
         load_ruleset(place.ruleset, place.namespace)
-        place.counts.clear()
         self._sets.refill()
         if place.namespace:
             self._ledger.write(

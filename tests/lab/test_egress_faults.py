@@ -315,3 +315,20 @@ def test_siblings_do_not_reach_each_other(lab: Lab, guest: NamespaceGuest) -> No
             with pytest.raises(TimeoutError):
                 listener.accept()
         assert works(sibling)
+
+
+def test_a_denial_is_counted_once_also_when_the_guard_is_started_again(guest: NamespaceGuest) -> None:
+    """The counters of the table outlive the guard."""
+    guest.probe("udp", address=world.EVIL, port=9999, limit=0.5)
+
+    def count() -> int:
+        return sum(row["count"] for row in guest.ledger(kind="drop", port=9999))
+
+    before = count()
+    assert before > 0
+    os.kill(status(guest)["pid"], signal.SIGKILL)
+    wait_until(lambda: find_guards(guest.paths.guard) == [], "its children end with it")
+    guest.guard.create()
+    assert count() == before
+    guest.probe("udp", address=world.EVIL, port=9999, limit=0.5)
+    assert count() > before

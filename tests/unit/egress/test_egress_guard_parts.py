@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 
 from ktrdr_vm.egress import allow_sets as sets_module
 from ktrdr_vm.egress import ledger as ledger_module
+from ktrdr_vm.egress import table_watch
 from ktrdr_vm.egress.allow_sets import AllowSets
 from ktrdr_vm.egress.flow_log import parse_proxy_line
 from ktrdr_vm.egress.ledger import LINES_PER_SECOND, Ledger, older, read_ledger
 from ktrdr_vm.egress.rules import Rules, rules_from_json
-from ktrdr_vm.egress.table_watch import DropCounts
+from ktrdr_vm.egress.table_watch import DropCounts, TableWatch
+from ktrdr_vm.errors import ProvisionError
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
 
@@ -271,6 +274,60 @@ def test_drops_are_news_once() -> None:
     assert counts_before.read(listed()) == []
     counts["packets"] = 10
     assert [drop.count for drop in counts_before.read(listed())] == [7]
+
+
+def test_what_was_dropped_is_written_once_by_all_guards_of_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its counters outlive a guard. They begin anew when it is loaded, which its handle or the record of it tells."""
+    handle, packets, expected = 7, 3, tmp_path / "ruleset.expected"
+    expected.write_text("{}")
+    ledger = Ledger(tmp_path / "egress.jsonl", "one")
+
+    def listed(_table: str, namespace: str) -> list[dict[str, Any]]:
+        count = {"counter": {"name": "spoofed", "packets": packets if namespace else 0}}
+        return [{"table": {"name": "t", "handle": handle}}, count]
+
+    monkeypatch.setattr(table_watch, "list_table", listed)
+
+    def poll_anew() -> list[int]:
+        """A guard begins, and looks twice."""
+        watch = TableWatch(tmp_path, "t", "ns", expected, AllowSets("t", Rules(POLICY)), ledger)
+        before = len(read(tmp_path / "egress.jsonl"))
+        watch.poll()
+        watch.poll()
+        return [row["count"] for row in read(tmp_path / "egress.jsonl")[before:]]
+
+    assert poll_anew() == [3] and poll_anew() == []
+    packets = 5
+    assert poll_anew() == [2] and poll_anew() == []
+    handle, packets = 8, 5
+    assert poll_anew() == [5] and poll_anew() == []
+    os.utime(expected, ns=(1, 1))
+    assert poll_anew() == [5] and poll_anew() == []
+    assert (tmp_path / "drop.counts").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "drop.counts").write_text('{"loaded": 1, "counts": 5}')
+    assert poll_anew() == [5], "a damaged file counts once more, and hides nothing"
+
+
+def test_drops_of_one_table_are_not_lost_with_the_listing_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = True
+
+    def listed(_table: str, namespace: str) -> list[dict[str, Any]]:
+        if namespace and fails:
+            raise ProvisionError("nft cannot list the table", where="t", hint="x")
+        return [{"table": {"name": "t", "handle": 1}}, {"counter": {"name": "proxy_reserved", "packets": 4}}]
+
+    monkeypatch.setattr(table_watch, "list_table", listed)
+    ledger, sets = Ledger(tmp_path / "egress.jsonl", "one"), AllowSets("t", Rules(POLICY))
+    watch = TableWatch(tmp_path, "t", "ns", tmp_path / "ruleset.expected", sets, ledger)
+    watch.poll()
+    assert [row["kind"] for row in read(tmp_path / "egress.jsonl")] == ["guard"]
+    fails = False
+    watch.poll()
+    assert [row["count"] for row in read(tmp_path / "egress.jsonl") if row["kind"] == "drop"] == [4, 4]
 
 
 # -- the proxy's log ---------------------------------------------------------------------------------------------------
