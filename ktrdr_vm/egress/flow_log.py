@@ -94,6 +94,11 @@ class ProxyLog:
         self._lost = 0
         self._news = False
 
+    def proxy_starts(self) -> None:
+        """Begin with the log of another process, whose first line does not continue the last one of the earlier."""
+        self._count_unreadable(self._rest)
+        self._rest, self._lost = b"", 0
+
     def read(self, descriptor: int) -> bool:
         """Read the lines that are available, at most 256 KiB at once. True if there were any."""
         try:

@@ -173,6 +173,7 @@ class Guard:
 
     def _start_proxy(self) -> tuple[subprocess.Popen[bytes], Source]:
         self.given.proxy_starts()
+        self.proxy_log.proxy_starts()
         self.proxy = start_proxy(self.directory / "proxy.cfg", self.works.proxy_sockets, int(self.config["proxy_uid"]))
         assert self.proxy.stdout is not None
         self.brokers.proxy_started()

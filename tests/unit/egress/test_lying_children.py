@@ -102,6 +102,26 @@ def test_lines_that_the_proxy_dropped_are_counted_once(tmp_path: Path) -> None:
     assert [row["count"] for row in rows if row["rule"] == "suppressed"] == [7, 2]
 
 
+def test_a_proxy_that_starts_begins_another_log(tmp_path: Path) -> None:
+    """The half line of one that was killed is a decision that is counted, and takes no line of the next with it."""
+    ledger, lost = Ledger(tmp_path / "egress.jsonl", "one"), [7]
+    granting, proxy = SimpleNamespace(find_grant=lambda slot: ""), SimpleNamespace(count_lost_lines=lambda: lost[0])
+    log = ProxyLog(ledger, AllowSets("ktrdr-one", Rules(compile_policy(()))), granting, proxy)  # type: ignore[arg-type]
+    read, write = os.pipe()
+    line = json.dumps(LINE).encode() + b"\n"
+    for said, lost[0] in ((line + line[:20], 7), (line, 9)):
+        log.proxy_starts()
+        os.write(write, said)
+        log.read(read)
+        log.count_lost()
+    os.close(read)
+    os.close(write)
+    rows = [json.loads(one) for one in (tmp_path / "egress.jsonl").read_text().splitlines()]
+    assert [(row["verdict"], row.get("count", 1)) for row in rows] == [
+        ("allow", 1), ("note", 7), ("note", 1), ("allow", 1), ("note", 9),
+    ]  # fmt: skip
+
+
 class Talker:
     """A socket on which the proxy answers the same without end, or once."""
 
