@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.host.durable import write_durably
-from ktrdr_vm.report.ledger_row import LARGEST, parse_row
+from ktrdr_vm.report.ledger_row import LARGEST, find_rule, parse_row
 
 # Maximum number of destinations of one kind and verdict; further ones share one sum without a name.
 MOST_TOTALS = 2000
@@ -45,7 +45,7 @@ def _key(row: dict[str, Any]) -> _Key:
     name = str(row.get("name", ""))
     # Where the name is checked, the address is any that the guest dialled.
     address = "" if name and row["kind"] in ("tls", "http", "dns") else str(row.get("address", ""))
-    return row["kind"], row["verdict"], name, address, int(row.get("port", 0)), str(row.get("rule", ""))
+    return row["kind"], row["verdict"], name, address, int(row.get("port", 0)), find_rule(row)
 
 
 def _add(sums: dict[_Key, dict[str, Any]], key: _Key, row: dict[str, Any]) -> None:

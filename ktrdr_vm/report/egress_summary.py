@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from ktrdr_vm.report.ledger_row import find_rule
 from ktrdr_vm.report.model import Allowance, Attachment, Denial, GateResult, TaskResult
 from ktrdr_vm.report.suggest import render_suggestion
 
@@ -23,7 +24,7 @@ def sum_up_egress(
     denied: dict[tuple[str, str, int, str], dict[str, Any]] = {}
     for row in rows:
         host, address, port = str(row.get("name", "")), str(row.get("address", "")), int(row.get("port", 0))
-        rule, count = str(row.get("rule", "")), int(row.get("count", 1))
+        rule, count = find_rule(row), int(row.get("count", 1))
         if row["verdict"] == "note":
             continue  # rows about the guard and grants
         if row["verdict"] == "deny":

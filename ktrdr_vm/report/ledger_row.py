@@ -34,6 +34,7 @@ _MOST_IN_A_LIST = 64
 _OURS = frozenset({"time", "instance_id", "kind", "verdict"})
 # Of the guard as well. Lines of earlier versions and totals have none.
 _REVISION = re.compile(r"[0-9a-f]{12}-(?:[0-9a-f]{16}|0)-[0-9]{1,15}")
+_OF_RULE = "of rule "
 # Of any number; sums end there.
 LARGEST = 2**53
 
@@ -58,6 +59,12 @@ def fit_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in fields.items()
     }
     return {key: value for key, value in cut.items() if _fits(key, value)}
+
+
+def find_rule(row: Mapping[str, Any]) -> str:
+    """The rule of a decision. A count of several decisions has it in its message."""
+    rule, message = str(row.get("rule", "")), str(row.get("message", ""))
+    return message[len(_OF_RULE) :] if rule == "suppressed" and message.startswith(_OF_RULE) else rule
 
 
 def parse_row(line: str | bytes) -> dict[str, Any] | None:

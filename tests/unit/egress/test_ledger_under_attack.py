@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.egress import ledger as ledger_module
-from ktrdr_vm.egress.ledger import LINES_PER_SECOND, MOST_SUMS, Ledger, read_kept
+from ktrdr_vm.egress.ledger import LINES_PER_SECOND, MOST_SUMS, Ledger, older, read_kept, totals_of
 from ktrdr_vm.egress.ledger_totals import MOST_TOTALS, add_to_totals
 from ktrdr_vm.egress.resolver.supervisor import ResolverSupervisor
 from ktrdr_vm.report.egress_summary import sum_up_egress
 from ktrdr_vm.report.ledger_row import KINDS, VERDICTS, check_fields, parse_row
+from ktrdr_vm.report.suggest import render_suggestion
 
 CLASSES = sorted(itertools.product(KINDS, VERDICTS))
 FLOODS = [("dns", "deny"), ("drop", "deny"), ("http", "deny"), ("tls", "allow"), ("http", "allow")]
@@ -90,6 +91,27 @@ def test_bytes_beyond_the_sums_that_are_kept_apart_are_counted(tmp_path: Path) -
     assert len({row["name"] for row in rows if "name" in row}) == LINES_PER_SECOND + MOST_SUMS == 164
     allowed, _ = sum_up_egress(rows, ())
     assert sum(one.bytes_out for one in allowed) == 1_000_000 and sum(one.count for one in allowed) == 1000
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_destination_that_was_only_counted_has_its_rule_in_the_report_and_in_a_suggestion(
+    tmp_path: Path, rotated: bool
+) -> None:
+    path = tmp_path / "egress.jsonl"
+    ledger = Ledger(path, "one", lambda: 100.0)
+    for kind, verdict, rule in (("tls", "allow", "observe"), ("dns", "deny", "name")):
+        for number in [*[1] * LINES_PER_SECOND, 2]:
+            ledger.write(kind, verdict, name=f"{verdict}{number}.example.com", port=443, rule=rule)
+    ledger.close()
+    if rotated:
+        path.rename(older(path))
+        add_to_totals(totals_of(path), older(path))
+        older(path).unlink()
+    allowed, denied = sum_up_egress(read_kept(path), ())
+    assert [(one.host, one.rule) for one in allowed] == [(f"allow{n}.example.com", "observe") for n in (1, 2)]
+    assert [(one.host, one.rule) for one in denied] == [(f"deny{n}.example.com", "dns: name") for n in (1, 2)]
+    text = render_suggestion([vars(one) for one in (*allowed, *denied)])
+    assert text.count("host: ") == 4 and "cannot be allowed" not in text
 
 
 def test_a_full_disk_at_a_rotation_loses_no_line_and_does_not_end_the_guard(
