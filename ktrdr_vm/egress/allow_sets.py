@@ -86,6 +86,11 @@ class AllowSets:
             # Limited by the grant: an address that the name had during the grant stays open for MAX_LIFE, or until the
             # grant ends.
             ends = min(max(ends, self.clock() + MAX_LIFE), self._grants[grant].ends)
+            if key not in self._granted and len(self._granted) >= ALLOWED_SIZE:
+                # Beyond the size of a set, no change of the grants could be loaded, revocations included.
+                now = self.clock()
+                self._granted = {one: held for one, held in self._granted.items() if max(held.values()) > now}
+                self._require_room(len(self._granted))
             holders = self._granted.setdefault(key, {})
             holders[grant] = ends
             self._keep_past(key[1], grant)
@@ -94,14 +99,15 @@ class AllowSets:
             if key not in self._live and len(self._live) >= ALLOWED_SIZE:
                 now = self.clock()
                 self._live = {entry: end for entry, end in self._live.items() if end > now}
-                if len(self._live) >= ALLOWED_SIZE:
-                    raise ProvisionError(
-                        f"{ALLOWED_SIZE} addresses are open already",
-                        where=self.table,
-                        hint="name fewer hosts by wildcard",
-                    )
+                self._require_room(len(self._live))
             self._live[key] = ends
         return self._renew(key, ends)
+
+    def _require_room(self, count: int) -> None:
+        if count >= ALLOWED_SIZE:
+            raise ProvisionError(
+                f"{ALLOWED_SIZE} addresses are open already", where=self.table, hint="name fewer hosts by wildcard"
+            )
 
     def _renew(self, key: tuple[str, str], ends: float) -> list[str]:
         """Commands that set the timeout of an element. A plain `add` does not change a running timeout."""
@@ -175,7 +181,8 @@ class AllowSets:
         self._grants = {grant.id: grant for grant in grants}
         kept: dict[tuple[str, str], dict[str, float]] = {}
         for key, holders in self._granted.items():
-            standing = {one: end for one, end in holders.items() if one in self._grants}
+            # A grant that was given again may end earlier.
+            standing = {one: min(end, self._grants[one].ends) for one, end in holders.items() if one in self._grants}
             if standing and key[0] in ("granted_names", "granted_lan_names"):
                 kept[key] = standing
         for grant in self._grants.values():

@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_vm.egress import allow_sets as sets_module
-from ktrdr_vm.egress.allow_sets import AllowSets, widest
+from ktrdr_vm.egress.allow_sets import MAX_LIFE, AllowSets, widest
 from ktrdr_vm.egress.grant import MAX_SECONDS, Grant, parse_grant, refuse_grant
 from ktrdr_vm.egress.grants.store import GrantBook
 from ktrdr_vm.egress.rules import Rules, rules_from_json
-from ktrdr_vm.errors import HostError
+from ktrdr_vm.errors import HostError, ProvisionError
 from ktrdr_vm.host.clock import boottime
 from ktrdr_vm.plan.egress_policy import EgressPolicy, compile_policy
+from ktrdr_vm.plan.guard_interface import ALLOWED_SIZE
 from ktrdr_vm.profile.egress_rule import EgressRule
 
 REQUEST = {"id": "g", "rule": {"host": "api.example.com", "ports": [443]}, "seconds": 60, "reason": "to ask"}
@@ -246,6 +247,48 @@ def test_a_flow_has_its_grant_however_many_addresses_were_opened_since(monkeypat
     for number in range(sets_module.PAST + 10):
         sets.allow(f"n{number}.cdn.example", [f"198.51.{number // 200}.{number % 200}"], 60)
     assert sets.find_past_grant("198.51.0.0", 9100) == "g0"
+
+
+def test_a_guest_that_fills_a_grant_keeps_no_other_one_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more elements than a set may have, nft refuses each change of the grants: a revoked one would stay."""
+    texts: list[str] = []
+    monkeypatch.setattr(sets_module, "load_ruleset", lambda text, _namespace: texts.append(text))
+    clock = Clock()
+    rules, grants = granted(
+        EgressRule(host="*.cdn.example", ports=(9100,)), EgressRule(host="b.example", ports=(22,)), ends=100_000.0
+    )
+    sets = AllowSets("t", Rules(EgressPolicy()), clock=clock)
+    sets.set_grants(rules, grants)
+    sets.allow("b.example", ["198.51.100.1"], 60)
+    numbers = iter(range(2**16))
+
+    def fill(names: int) -> None:
+        for _ in range(names):
+            number = next(numbers)
+            sets.allow(f"n{number}.cdn.example", [f"11.0.{number >> 8}.{number & 255}"], 60)
+
+    fill(ALLOWED_SIZE - 1)
+    with pytest.raises(ProvisionError, match="are open already"):
+        fill(1)
+    sets.set_grants(granted(grants[0].rule, ends=100_000.0)[0], grants[:1])
+    added = [line for line in texts[-1].splitlines() if line.startswith("add element inet t granted_names")]
+    assert len(added) == ALLOWED_SIZE - 1 and not any("198.51.100.1" in line for line in added)
+    assert sets.find_grant("198.51.100.1", 22) == ""
+    clock.now += MAX_LIFE + 1
+    fill(ALLOWED_SIZE)
+    assert len(sets._granted) == ALLOWED_SIZE
+
+
+def test_a_grant_that_is_given_again_for_less_ends_earlier_in_the_table_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(sets_module, "load_ruleset", lambda text, _namespace: texts.append(text))
+    rules, grants = granted(EgressRule(host="b.example", ports=(22,)), ends=1600.0)
+    sets = AllowSets("t", Rules(EgressPolicy()), clock=lambda: 1000.0)
+    sets.set_grants(rules, grants)
+    sets.allow("b.example", ["198.51.100.1"], 60)
+    assert "198.51.100.1 . 22 timeout 600000ms" in texts[-1]
+    sets.set_grants(rules, [Grant("g0", grants[0].rule, 1060.0)])
+    assert "198.51.100.1 . 22 timeout 60000ms" in texts[-1]
 
 
 def test_of_ranges_that_lie_in_each_other_the_widest_stands() -> None:
