@@ -90,7 +90,7 @@ class AllowSets:
                 # Beyond the size of a set, no change of the grants could be loaded, revocations included.
                 now = self.clock()
                 self._granted = {one: held for one, held in self._granted.items() if max(held.values()) > now}
-                self._require_room(len(self._granted))
+                self._refuse_full(len(self._granted))
             holders = self._granted.setdefault(key, {})
             holders[grant] = ends
             self._keep_past(key[1], grant)
@@ -99,11 +99,11 @@ class AllowSets:
             if key not in self._live and len(self._live) >= ALLOWED_SIZE:
                 now = self.clock()
                 self._live = {entry: end for entry, end in self._live.items() if end > now}
-                self._require_room(len(self._live))
+                self._refuse_full(len(self._live))
             self._live[key] = ends
         return self._renew(key, ends)
 
-    def _require_room(self, count: int) -> None:
+    def _refuse_full(self, count: int) -> None:
         if count >= ALLOWED_SIZE:
             raise ProvisionError(
                 f"{ALLOWED_SIZE} addresses are open already", where=self.table, hint="name fewer hosts by wildcard"
@@ -181,7 +181,7 @@ class AllowSets:
         self._grants = {grant.id: grant for grant in grants}
         kept: dict[tuple[str, str], dict[str, float]] = {}
         for key, holders in self._granted.items():
-            # A grant that was given again may end earlier.
+            # Of a grant that was changed, the end may be earlier now.
             standing = {one: min(end, self._grants[one].ends) for one, end in holders.items() if one in self._grants}
             if standing and key[0] in ("granted_names", "granted_lan_names"):
                 kept[key] = standing
