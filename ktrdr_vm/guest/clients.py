@@ -10,7 +10,8 @@ from ktrdr_vm.plan.facts import AUTHORITIES, BUNDLE, OWN_AUTHORITIES
 from ktrdr_vm.plan.plan import Plan
 
 # `update-ca-certificates` takes half a minute under emulation, and would add the same text to the same file. It finds
-# the certificates in their folder when something else starts it. Docker reads the file at its first connection.
+# the certificates in their folder when something else starts it. Docker reads the file at its first connection. Not
+# every release of the distributions with `update-ca-trust` has the bundle under the name of Debian.
 _WRITE = f"""set -eu
 umask 022
 rm -f {AUTHORITIES}*.crt
@@ -22,12 +23,13 @@ fi
 [ -n "$AUTHORITIES" ] || exit 0
 mkdir -p /etc/ktrdr
 cat {AUTHORITIES}*.crt > {OWN_AUTHORITIES}
+bundle={BUNDLE}
+mkdir -p "${{bundle%/*}}"
 if command -v update-ca-trust >/dev/null; then
   cp {AUTHORITIES}*.crt /etc/pki/ca-trust/source/anchors/
   update-ca-trust
+  [ -e "$bundle" ] || ln -sf /etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem "$bundle"
 else
-  bundle={BUNDLE}
-  mkdir -p "${{bundle%/*}}"
   [ ! -e "$bundle" ] || sed -i '/^# ktrdr-vm begin$/,/^# ktrdr-vm end$/d' "$bundle"
   {{ echo '# ktrdr-vm begin'; cat {AUTHORITIES}*.crt; echo '# ktrdr-vm end'; }} >> "$bundle"
 fi

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ktrdr_vm.guest.clients import configure_clients
 from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.identity import parse_instance_id
@@ -38,11 +40,12 @@ class PrefixedGuest(RefusingGuest):
             command = command.replace(
                 name, name[:-1] + f"{self.folder}" if name.endswith(" /") else f"{self.folder}{name}"
             )
-        command = command.replace("command -v update-ca-trust", "false")
+        if not (self.folder / "bin").exists():
+            command = command.replace("command -v update-ca-trust", "false")
         done = subprocess.run(
             ["sh", "-c", command],
             input=stdin,
-            env={"PATH": "/usr/bin:/bin", **(environment or {})},
+            env={"PATH": f"{self.folder}/bin:/usr/bin:/bin", **(environment or {})},
             capture_output=True,
             check=False,
         )
@@ -65,6 +68,24 @@ def test_authorities_are_added_to_the_bundle_once_and_old_ones_go(tmp_path: Path
     assert (tmp_path / "etc/ktrdr/authorities.pem").read_text() == "NEW\n"
     assert [path.name for path in (tmp_path / "usr/local/share/ca-certificates").iterdir()] == ["ktrdr-2.crt"]
     assert (tmp_path / "etc/pip.conf").read_text() == "[global]\n"
+
+
+@pytest.mark.parametrize("has_it", [False, True])
+def test_where_the_bundle_has_another_name_it_has_that_of_debian_too(tmp_path: Path, has_it: bool) -> None:
+    """Fedora and its relatives: clients in the guest are told that name."""
+    made = tmp_path / "etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem"
+    anchors, bundle = tmp_path / "etc/pki/ca-trust/source/anchors", tmp_path / BUNDLE.lstrip("/")
+    for folder in (made.parent, anchors, bundle.parent, tmp_path / "bin"):
+        folder.mkdir(parents=True)
+    program = tmp_path / "bin/update-ca-trust"
+    program.write_text(f"#!/bin/sh\ncat {anchors}/* > {made}\n")
+    program.chmod(0o755)
+    if has_it:
+        bundle.symlink_to("../../pki/ca-trust/extracted/pem/tls-ca-bundle.pem")
+        made.write_text("")
+    for _ in range(2):
+        write(tmp_path, GuestFile(f"{AUTHORITIES}1.crt", "OWN\n", "x"))
+    assert bundle.read_text() == "OWN\n"
 
 
 def test_apt_of_a_stock_debian_asks_the_archives_of_the_host(tmp_path: Path) -> None:
