@@ -21,6 +21,7 @@ from laboratory.recorder import wait_until
 
 from ktrdr_vm.egress.client import GuardClient
 from ktrdr_vm.host import process
+from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.instance.guard_status import check_guard
 from ktrdr_vm.instance.resources.guard import find_guards
 from ktrdr_vm.plan.guard_interface import GUEST_MAC, MAX_FLOWS
@@ -327,7 +328,8 @@ def test_a_denial_is_counted_once_also_when_the_guard_is_started_again(guest: Na
     before = count()
     assert before > 0
     os.kill(status(guest)["pid"], signal.SIGKILL)
-    wait_until(lambda: find_guards(guest.paths.guard) == [], "its children end with it")
+    lock = guest.paths.guard / "guard.lock"
+    wait_until(lambda: not find_guards(guest.paths.guard) and not is_locked(lock), "its children end with it")
     guest.guard.create()
     assert count() == before
     guest.probe("udp", address=world.EVIL, port=9999, limit=0.5)
