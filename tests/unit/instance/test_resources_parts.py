@@ -168,6 +168,7 @@ def test_an_interface_of_another_maker_is_never_touched(
 def test_a_namespace_of_another_maker_is_never_touched(
     target: Target, blueprint: Blueprint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(namespace_module.netns, "is_namespace", lambda _: True)
     monkeypatch.setattr(namespace_module, "list_links", lambda _: {"lo": "somebody else's"})
     monkeypatch.setattr(namespace_module.process, "run", lambda *_, **__: pytest.fail("something was called"))
     for act in (Namespace(target, blueprint).create, Namespace(target, None).remove):
