@@ -27,7 +27,7 @@ MOST = 3
 MOST_DOMAINS = 6
 # Without a `nameserver` line, glibc uses a name server of the host itself. It takes 0.0.0.0 and :: for it as well.
 _OWN = {4: "127.0.0.1", 6: "::1"}
-_LINE = re.compile(r"(nameserver|search|domain)[ \t]+(.*)")
+_LINE = re.compile(r"(nameserver|search|domain|options)[ \t]+(.*)")
 _DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
 
@@ -48,6 +48,11 @@ def find_upstreams() -> list[str]:
 def find_search_domains() -> list[str]:
     """The domains in which the host searches a name without a dot."""
     return parse_search_domains(_read(), socket.gethostname())
+
+
+def asks_over_tcp() -> bool:
+    """True if `options use-vc` says that the host reaches its name servers over TCP only."""
+    return parse_use_tcp(_read())
 
 
 def find_host_addresses(name: str) -> list[str]:
@@ -91,11 +96,16 @@ def parse_search_domains(text: str, host_name: str) -> list[str]:
     """The last `search` or `domain` line counts; without one, the domain of the host's own name."""
     listed = [host_name.partition(".")[2]]
     for key, value in _lines(text):
-        if key != "nameserver":
+        if key in ("search", "domain"):
             words = re.split(r"[;#]", value, maxsplit=1)[0].split()
             listed = words if key == "search" else words[:1]
     named = (word.rstrip(".").lower() for word in listed)
     return [name for name in named if _DOMAIN.fullmatch(name)][:MOST_DOMAINS]
+
+
+def parse_use_tcp(text: str) -> bool:
+    """`use-vc` among the words of any `options` line; of other options none changes which answer counts."""
+    return any("use-vc" in value.split() for key, value in _lines(text) if key == "options")
 
 
 def _read() -> str:

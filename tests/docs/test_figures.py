@@ -36,7 +36,7 @@ PROMISES = [
     ("docs/egress.md", f"The guard reads them every {WORDS[guard.POLL]}."),
     ("docs/egress.md", f"the first {'three' if name_servers.MOST == 3 else '?'}, with a scope"),
     ("docs/egress.md", f"does not answer within {upstream.HESITATION} s"),
-    ("docs/egress.md", f"each server is tried twice, for up to {upstream.UPSTREAM_TIMEOUT:g} s each time"),
+    ("docs/egress.md", f"Each server is tried twice, for up to {upstream.UPSTREAM_TIMEOUT:g} s each time"),
     ("docs/egress.md", f"The first {'MiB' if name_servers._MAX_HOSTS == 1 << 20 else '?'} of the file is read"),
     ("docs/egress.md", f"Files of more than {authorities._MOST_BYTES >> 10} KiB are left out"),
     ("docs/egress.md", f"certificates after the {authorities._MOST}nd"),

@@ -72,6 +72,24 @@ def test_a_server_that_refers_to_others_is_passed_over(lab: Lab) -> None:
         assert guest.lookup("allowed.test.lab")["addresses"] == [world.WEB]
 
 
+class _OverTcp(Dns):
+    """A network that drops DNS over UDP."""
+
+    def _read(self) -> None:
+        return
+
+
+def test_options_use_vc_asks_over_tcp_alone(lab: Lab) -> None:
+    with inside("internet"):
+        server = _OverTcp(world.WILD, lab.world.recorder)
+    server.zone["allowed.test.lab"] = [("A", world.WEB)]
+    with (
+        resolv_conf(f"nameserver {world.WILD}\noptions timeout:1 use-vc\n"),
+        NamespaceGuest(lab.home, [{"host": "allowed.test.lab", "ports": [443]}]) as guest,
+    ):
+        assert guest.lookup("allowed.test.lab")["addresses"] == [world.WEB]
+
+
 def test_a_router_that_announces_its_link_local_address_ends_no_guard(lab: Lab) -> None:
     """As NetworkManager writes it. nftables has no scope, so the address stands there without it."""
     with (

@@ -20,7 +20,7 @@ from ktrdr_vm.egress.resolver.decisions import Resolver
 from ktrdr_vm.egress.resolver.messages import AllowRequest, Count, Grants, Note, parse_guard_message
 from ktrdr_vm.egress.resolver.upstream import ask_upstream
 from ktrdr_vm.egress.rules import Rules, rules_from_json
-from ktrdr_vm.host.name_servers import find_host_addresses, find_search_domains, find_upstreams
+from ktrdr_vm.host.name_servers import asks_over_tcp, find_host_addresses, find_search_domains, find_upstreams
 from ktrdr_vm.plan.egress_policy import compile_policy
 from ktrdr_vm.profile.egress_rule import EgressRule
 
@@ -161,7 +161,9 @@ async def _serve(
     assert isinstance(policy, dict) and isinstance(exceptions, list)
     grants = config["grants"]
     assert isinstance(grants, list)
-    upstream = ask_upstream(find_upstreams, find_domains=find_search_domains, find_addresses=find_host_addresses)
+    upstream = ask_upstream(
+        find_upstreams, find_domains=find_search_domains, find_addresses=find_host_addresses, over_tcp=asks_over_tcp
+    )
     resolver = Resolver(rules_from_json(policy, exceptions, grants), upstream, writer.allow, writer.note)
     renewing: set[asyncio.Task[None]] = set()
 

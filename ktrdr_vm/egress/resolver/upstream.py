@@ -45,8 +45,9 @@ def ask_upstream(
     port: int = 53,
     find_domains: Find = list,
     find_addresses: FindAddresses = lambda _name: [],
+    over_tcp: Callable[[], bool] = lambda: False,
 ) -> Upstream:
-    """Query over UDP, and over TCP if the answer is truncated.
+    """Query over UDP, and over TCP if the answer is truncated; over TCP alone if `over_tcp` says so.
 
     If a server fails or does not answer within HESITATION seconds, the next one is queried as well, and each server is
     queried once more, as a datagram may be lost. A server that does not know EDNS is queried without. The first answer
@@ -55,10 +56,16 @@ def ask_upstream(
     A name to which `find_addresses` has an answer is asked nowhere. One without a dot is searched in the domains of
     `find_domains` first; the answer then begins with an alias.
     """
-    exchange = functools.partial(dns.asyncquery.udp_with_fallback, ignore_unexpected=True)
+    over_udp = functools.partial(dns.asyncquery.udp_with_fallback, ignore_unexpected=True)
     # Before dnspython 2.6, as in Debian 12, a datagram that is no answer to the query ends the attempt.
-    if "ignore_errors" in inspect.signature(exchange).parameters:
-        exchange = functools.partial(exchange, ignore_errors=True)
+    if "ignore_errors" in inspect.signature(over_udp).parameters:
+        over_udp = functools.partial(over_udp, ignore_errors=True)
+
+    async def exchange(query: dns.message.Message, server: str) -> dns.message.Message:
+        if over_tcp():
+            return await dns.asyncquery.tcp(query, server, timeout=UPSTREAM_TIMEOUT, port=port)
+        message, _ = await over_udp(query, server, timeout=UPSTREAM_TIMEOUT, port=port)
+        return message
 
     async def one(name: str, server: str) -> dns.message.Message:
         try:
@@ -69,10 +76,9 @@ def ask_upstream(
 
     async def attempt(name: str, server: str) -> dns.message.Message:
         query = dns.message.make_query(name, dns.rdatatype.A, use_edns=0, payload=1232)
-        message, _ = await exchange(query, server, timeout=UPSTREAM_TIMEOUT, port=port)
+        message = await exchange(query, server)
         if message.rcode() in _WITHOUT_EDNS:
-            plain = dns.message.make_query(name, dns.rdatatype.A)
-            message, _ = await exchange(plain, server, timeout=UPSTREAM_TIMEOUT, port=port)
+            message = await exchange(dns.message.make_query(name, dns.rdatatype.A), server)
         if _is_lame(message):
             raise LameServer
         return message

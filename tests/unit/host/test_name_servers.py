@@ -13,6 +13,7 @@ from ktrdr_vm.host.name_servers import (
     parse_hosts,
     parse_name_servers,
     parse_search_domains,
+    parse_use_tcp,
 )
 
 
@@ -49,10 +50,24 @@ def test_name_servers(text: str, servers: list[str]) -> None:
         ("domain b.example\nsearch\tc.example  # comment\n", ["c.example"]),
         ("search .\n", []),
         ("search ../x a..b $(id) lan\n", ["lan"]),
+        ("search a.example\noptions use-vc\n", ["a.example"]),
     ],
 )
 def test_search_domains(text: str, domains: list[str]) -> None:
     assert parse_search_domains(text, "box.corp.example") == domains
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("options use-vc\n", True),
+        ("options rotate\nnameserver 192.0.2.1\noptions\ttimeout:1  use-vc edns0\n", True),
+        ("options use-vcs no-use-vc\n#options use-vc\n options use-vc\n", False),
+        ("", False),
+    ],
+)
+def test_a_host_can_reach_its_name_servers_over_tcp_only(text: str, expected: bool) -> None:
+    assert parse_use_tcp(text) is expected
 
 
 def test_without_a_file_the_host_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
