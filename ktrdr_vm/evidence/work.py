@@ -1,7 +1,7 @@
 """The work of a run in its pull-request bundle.
 
 commits.bundle   the commits that were judged, exactly, as HEAD of a Git bundle that builds on the base
-patches/         a patch for each commit that has one, to read, and for `git am`
+patches/         a patch for each commit that has one, to read
 """
 
 from __future__ import annotations

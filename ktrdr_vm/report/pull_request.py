@@ -137,7 +137,7 @@ def _lines(report: RunReport, notes: Mapping[str, str], changes: tuple[Change, .
         yield ""
     yield from (f"- `{change.commit[:12]}` {_code(change.subject)}" for change in changes[:_MAX_ROWS])
     if len(changes) > _MAX_ROWS:
-        yield f"- and {len(changes) - _MAX_ROWS} more, all under `patches/`"
+        yield f"- and {len(changes) - _MAX_ROWS} more, all in `{COMMITS}`"
     yield ""
     yield from _artifacts(report)
     yield "## Missing"
