@@ -192,6 +192,10 @@ class GuardClient:
         """Report that a gate has passed: the brokered secrets that waited for it are opened."""
         self._ask("gate_passed", gate=gate)
 
+    def begin_gates(self) -> None:
+        """Report that no gate of this run has passed yet: the brokered secrets that wait for one are closed."""
+        self._ask("gates_began", timeout=BROKER_LIMIT)
+
     def begin_run(self, run_id: str) -> None:
         """Telemetry that arrives from now on belongs to this run."""
         self._ask("run_began", run_id=run_id)

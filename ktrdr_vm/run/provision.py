@@ -176,6 +176,9 @@ class Provisioner:
             read_secret=self._read_secret, mount_roots=self._gathered.policy.mount_roots, notify=recorder.on_resource
         )
         loaded.guard.follow_plan(plan.digest)
+        if journal is not None and any(broker.after for _, broker in plan.profile.brokered):
+            # What an earlier run has passed says nothing of the files that this one judges.
+            loaded.guard.begin_gates()
         self._follow_revision(recorder)
         if plan.collector is not None:
             # An instance that stays has had other runs.

@@ -303,6 +303,11 @@ def test_nothing_goes_out_before_the_gate(lab: Lab, provider: Provider) -> None:
         GuardClient(guest.paths.guard).pass_gate("startability")
         wait_until(lambda: ask(guest)["status"] == 200, "the gate has passed")
         assert len(provider.seen) == 1
+        # Another run of the same instance.
+        GuardClient(guest.paths.guard).begin_gates()
+        wait_until(lambda: ask(guest)["status"] == 403, "in this run it has not passed")
+        GuardClient(guest.paths.guard).pass_gate("startability")
+        wait_until(lambda: ask(guest)["status"] == 200, "it has passed again")
 
 
 def test_a_proxy_and_a_guard_that_begin_again(lab: Lab, provider: Provider) -> None:

@@ -48,6 +48,7 @@ class Brokers:
             "broker_take": self._take,
             "broker_list": self._list,
             "gate_passed": self._pass,
+            "gates_began": self._close,
         }
 
     def proxy_started(self) -> None:
@@ -88,6 +89,11 @@ class Brokers:
         gate = str(request["gate"])
         self._open |= {name: "passed" for name, after in self._gates.items() if after and after == gate}
         return self._changed(f"the gate {gate[:100]} has passed", "")
+
+    def _close(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """Close the secrets that wait for a gate. Another run has begun, in which no gate has passed yet."""
+        self._open = {}
+        return self._changed("the gates run again", "")
 
     def _list(self, _request: dict[str, Any]) -> dict[str, Any]:
         """Names only: which values are held, which are open, and whether the proxy has them."""

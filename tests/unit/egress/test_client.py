@@ -41,6 +41,7 @@ CALLS: dict[str, Callable[[GuardClient], Any]] = {
     "take_credential": lambda one: one.take_credential("key"),
     "list_credentials": lambda one: one.list_credentials(),
     "pass_gate": lambda one: one.pass_gate("unit"),
+    "begin_gates": lambda one: one.begin_gates(),
     "begin_run": lambda one: one.begin_run("r1"),
     "find_revision": lambda one: one.find_revision(),
     "follow_plan": lambda one: one.follow_plan("a" * 64),

@@ -1,4 +1,4 @@
-"""Which passed gate opens a brokered secret: the profile's own file, and not one of the same name."""
+"""Which passed gate opens a brokered secret: the profile's own file, and not one of the same name; in its own run only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,23 @@ import pytest
 from ktrdr_vm.egress import client
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.profile.load import build_profile
+from ktrdr_vm.profile.model import Profile
+from ktrdr_vm.run import provision
 from ktrdr_vm.run import vm as stages
 
 
 def make(path: str) -> Playbook:
     return Playbook(Path(path).stem, path, (), folder=str(Path(path).parent))
+
+
+def make_profile(**more: Any) -> Profile:
+    broker = {"host": "api.example.com", "header": "x: {{ secret }}", "base_url_env": "U"} | more
+    return build_profile(
+        {
+            "version": 1, "name": "p", "image": "none", "mode": "interactive", "gates": ["startability", "unit"],
+            "secrets": [{"name": "k", "source": {"env": "KTRDR_K"}, "broker": broker}],
+        }
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -27,13 +39,7 @@ def make(path: str) -> Playbook:
     ],
 )
 def test_only_the_gate_that_is_waited_for_opens(monkeypatch: pytest.MonkeyPatch, source: str, told: list[str]) -> None:
-    broker = {"host": "api.example.com", "header": "x: {{ secret }}", "base_url_env": "U", "after": "startability"}
-    profile = build_profile(
-        {
-            "version": 1, "name": "p", "image": "none", "gates": ["startability", "unit"],
-            "secrets": [{"name": "k", "source": {"env": "KTRDR_K"}, "broker": broker}],
-        }
-    )  # fmt: skip
+    profile = make_profile(after="startability")
     asked: list[Any] = []
     monkeypatch.setattr(
         client, "ask_guard", lambda directory, op, **fields: asked.append((str(directory), op, fields["gate"]))
@@ -45,3 +51,34 @@ def test_only_the_gate_that_is_waited_for_opens(monkeypatch: pytest.MonkeyPatch,
     )
     stages.Stage.open_brokers(stage, make(source))
     assert asked == [("/guard", "gate_passed", gate) for gate in told]
+
+
+@pytest.mark.parametrize(
+    ("exists", "more", "told"),
+    [
+        (True, {"after": "startability"}, ["plan", "gates_began"]),
+        (False, {"after": "startability"}, ["plan"]),
+        (True, {}, ["plan"]),
+    ],
+    ids=["an instance that stays", "a new one", "no gate to wait for"],
+)
+def test_what_an_earlier_run_has_passed_opens_nothing(
+    monkeypatch: pytest.MonkeyPatch, exists: bool, more: dict[str, str], told: list[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(client, "ask_guard", lambda _, op, **__: asked.append(op) or {"revision": "r"})
+    loaded = SimpleNamespace(guard=client.GuardClient(Path("/guard")), create=lambda **_: None)
+    stage: Any = SimpleNamespace(
+        _plan=SimpleNamespace(profile=make_profile(**more), digest="d", collector=None),
+        _instance=SimpleNamespace(begin=lambda *_, **__: loaded),
+        _context=SimpleNamespace(run_id="r2"),
+        _gathered=SimpleNamespace(policy=SimpleNamespace(most_instances=1, mount_roots=())),
+        _source="",
+        _read_secret=None,
+        _follow=lambda *_: None,
+        _follow_revision=lambda _: None,
+    )
+    journal, before = (SimpleNamespace(), SimpleNamespace()) if exists else (None, None)
+    recorder: Any = SimpleNamespace(on_resource=None)
+    provision.Provisioner._create(stage, journal, before, None, recorder)  # type: ignore[arg-type]
+    assert asked == told
