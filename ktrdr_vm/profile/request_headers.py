@@ -46,7 +46,7 @@ PASSED = (
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,59}")
 _NEVER = re.compile(
     r"host|connection|te|trailer|upgrade|keep-alive|proxy-.*|http2-settings|forwarded|via|max-forwards"
-    r"|authorization|cookie|.*-authorization|.*api-key|.*-token"
+    r"|authorization|cookie2?|.*-authorization|.*api-?key|(.*-)?(auth|token|secret|password)|.*-(auth|access)-key"
     r"|x-forwarded-.*|x-original-.*|x-rewrite-.*|x-http-method.*|.*-override|x-host"
 )
 
