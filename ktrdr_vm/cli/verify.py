@@ -181,9 +181,7 @@ def _copy(content: bytes, path: Path) -> None:
     required=True,
     help="The owner's public key: attestation-key.pub, or a line of OpenSSH in a file.",
 )
-@click.option(
-    "--commit", default="", metavar="ID", help="Require that it is about this commit, by 7 digits of its id or more."
-)
+@click.option("--commit", metavar="ID", help="Require that it is about this commit, by 7 digits of its id or more.")
 @click.option(
     "--files",
     "bundle",
@@ -191,7 +189,7 @@ def _copy(content: bytes, path: Path) -> None:
     help="Require that this folder has exactly the files that it names: the folder of a bundle.",
 )
 @json_option
-def verify_attestation(file: Path, key: Path, commit: str, bundle: Path | None, as_json: bool) -> int:
+def verify_attestation(file: Path, key: Path, commit: str | None, bundle: Path | None, as_json: bool) -> int:
     """Check the signature of an attestation and show its verdict. Exit code 0: the gates passed; 1: they failed; 2: it
     is refused."""
     from ktrdr_vm.cli.output import echo_json, say

@@ -32,11 +32,11 @@ def make_attestation(
     return sign_payload(statement, find_signing_key(home, policy)) if statement is not None else None
 
 
-def check_attestation(path: Path, key: Path, *, commit: str = "", folder: Path | None = None) -> Summary:
+def check_attestation(path: Path, key: Path, *, commit: str | None = None, folder: Path | None = None) -> Summary:
     """The summary in an attestation that `key` signed. UsageError says why it is refused.
 
-    `commit`, if set, must be the beginning of its subject, of 7 digits or more. Files in `folder` must be exactly its
-    files.
+    `commit`, unless it is None, must be the beginning of its subject, of 7 digits or more. Files in `folder` must be
+    exactly its files.
     """
     try:
         with path.open("rb") as file:
@@ -46,7 +46,7 @@ def check_attestation(path: Path, key: Path, *, commit: str = "", folder: Path |
             f"the attestation cannot be read: {error.strerror}", where=str(path), hint="name a readable file"
         ) from None
     summary = read_statement(open_envelope(content, read_public_key(key), str(path)), str(path))
-    if commit and (len(commit) < 7 or not summary.commit.startswith(commit.lower())):
+    if commit is not None and (len(commit) < 7 or not summary.commit.startswith(commit.lower())):
         raise UsageError(
             f"this attestation is about the commit {summary.commit}, not about {commit}",
             where=str(path),

@@ -184,7 +184,8 @@ def test_two_files_of_one_name_are_refused() -> None:
 
 def test_another_commit_or_key_is_refused(tmp_path: Path) -> None:
     file, public = make_files(tmp_path)
-    for commit in ("d" * 40, COMMIT[:6], "c" * 41):
+    # An empty one is a variable that a job has not set.
+    for commit in ("d" * 40, COMMIT[:6], "c" * 41, ""):
         with pytest.raises(UsageError, match="about the commit"):
             check_attestation(file, public, commit=commit)
     (tmp_path / "other").mkdir()
