@@ -28,8 +28,8 @@ _MAX_DESCRIPTION = 140
 
 @dataclass(frozen=True)
 class Status:
-    """The state of one commit. `description` is cut at 140 characters, a limit of forges; `summary` is plain text of
-    any length."""
+    """The state of one commit. `description` becomes one line of at most 140 characters, a limit of forges; `summary`
+    is plain text of any length."""
 
     state: Literal["pending", "success", "failure"]
     sha: str
@@ -40,7 +40,11 @@ class Status:
     attestation: str = ""
 
     def to_json(self) -> dict[str, str]:
-        return {**asdict(self), "description": self.description[:_MAX_DESCRIPTION], "context": _CONTEXT}
+        return {
+            **asdict(self),
+            "description": " ".join(self.description.split())[:_MAX_DESCRIPTION],
+            "context": _CONTEXT,
+        }
 
 
 def parse_command(text: str) -> tuple[str, ...]:

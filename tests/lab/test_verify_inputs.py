@@ -313,7 +313,10 @@ def make_script(place: Path, body: str) -> tuple[str, ...]:
 def notify(place: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch | None = None) -> list[str]:
     notes: list[str] = []
     notify_forge(
-        [command], Status("success", "c" * 40, "d" * 500, "https://ci.example/1"), find_repository(place), notes.append
+        [command],
+        Status("success", "c" * 40, "a\n b" + "d" * 500, "https://ci.example/1"),
+        find_repository(place),
+        notes.append,
     )
     return notes
 
@@ -327,7 +330,7 @@ def test_a_command_gets_the_status_as_json(place: Path) -> None:
         "https://ci.example/1",
         "ktrdr-vm/verify",
     )
-    assert len(got["description"]) == 140
+    assert got["description"] == "a b" + "d" * 137
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run it as another user")
