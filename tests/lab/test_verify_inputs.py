@@ -27,6 +27,7 @@ from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host.git import open_view
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.repository import find_repository
+from ktrdr_vm.inputs import committed_files
 from ktrdr_vm.inputs.committed_files import write_files
 from ktrdr_vm.inputs.from_ref import Question, gather_ref
 from ktrdr_vm.inputs.resolve import Gathered
@@ -125,6 +126,22 @@ def test_the_working_tree_is_neither_used_nor_changed(place: Path) -> None:
     assert snapshot(place) == before
 
 
+def test_the_instance_is_that_of_the_repository_and_the_branch(place: Path) -> None:
+    git(place, "branch", "other", "work")
+    names = {}
+    for ref in ("work", "refs/heads/work", "HEAD", "other", git(place, "rev-parse", "work")):
+        with gather(place, ref) as found:
+            names[ref] = found.plan.identity.instance_id
+            assert (found.plan.facts.base_ref, found.plan.facts.base_commit) == (
+                {"other": "other"}.get(ref, "work" if len(ref) < 40 else ref),
+                git(place, "rev-parse", "work"),
+            )
+    assert names["work"] == names["refs/heads/work"] == names["HEAD"] and len(set(names.values())) == 3
+    assert all(name.startswith("repo") for name in names.values())
+    with gather(place, instance_id="mine") as found:
+        assert found.plan.identity.instance_id == "mine"
+
+
 def test_any_commit_is_judged_by_any_base(place: Path) -> None:
     git(place, "tag", "-a", "v1", "-m", "one", "main")
     work = git(place, "rev-parse", "work")
@@ -140,11 +157,15 @@ def test_parts_of_the_profile_that_do_not_fit_a_commit_alone_are_left_out(place:
     git(place, "checkout", "-q", "main")
     more = (
         "mode: interactive\nsecrets: [{name: t, source: {env: KTRDR_TOKEN}}]\nworkload: {command: [agent]}\n"
-        "prepare: {playbook: playbooks/unit.yaml, key: [app.py]}\n"
+        "prepare: {playbook: playbooks/unit.yaml, key: [app.py]}\nmounts: [{source: ./shared, target: /data}]\n"
     )
-    commit(place, {"ktrdr.yaml": PROFILE + more})
+    (place / "shared").mkdir()
+    text = PROFILE.replace("{source: .}", "{source: ., include: [.env]}")
+    commit(place, {"ktrdr.yaml": text + more})
     with gather(place) as found:
         profile = found.plan.profile
+        assert profile.workspace is not None and profile.workspace.include == ()
+        assert [one.target for one in profile.mounts] == ["/data"]
         assert (profile.mode, profile.secrets, profile.workload, profile.prepare) == ("sandbox", (), None, None)
 
 
@@ -264,6 +285,22 @@ def test_names_that_no_playbook_can_have_are_left_out(place: Path, name: bytes, 
     made = make_tree(place, name, b"content\n")
     with open_view(find_repository(place).place) as view, write_files(view, made) as root:
         assert [path.read_bytes() for path in root.iterdir()] == [b"content\n"] * kept
+
+
+@pytest.mark.parametrize("limit", ["MAX_FILES", "MAX_BYTES"])
+def test_a_base_is_bounded(place: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    git(place, "checkout", "-q", "main")
+    size = sum(int(line.split()[3]) for line in git(place, "ls-tree", "-rl", "HEAD").splitlines())
+    fits = size if limit == "MAX_BYTES" else 3
+    for allowed in (fits, fits - 1):
+        monkeypatch.setattr(committed_files, limit, allowed)
+        with open_view(find_repository(place).place) as view:
+            if allowed == fits:
+                with write_files(view, "HEAD") as root:
+                    assert (root / "app.py").exists()
+            else:
+                with pytest.raises(UsageError, match="the base commit has more than"), write_files(view, "HEAD"):
+                    pytest.fail("it is written")
 
 
 def test_attributes_of_the_base_hide_no_file(place: Path) -> None:
@@ -396,6 +433,8 @@ def test_pending_is_followed_by_the_verdict_or_a_failure(place: Path) -> None:
     told = [json.loads(line) for line in log.read_text().splitlines()]
     assert [one["state"] for one in told] == ["pending", "failure", "pending", "failure"]
     assert told[1]["description"] == "failed: unit" and told[1]["target"].endswith("report.html")
+    assert (told[0]["target"], told[0]["summary"], told[0]["attestation"]) == ("", "", "")
+    assert "unit" in told[1]["summary"] and told[1]["ref"] == "work" and told[2]["target"] == "https://ci.example/2"
     assert "not verified" in told[3]["description"] and told[3]["target"] == "https://ci.example/2"
     assert {one["sha"] for one in told} == {git(place, "rev-parse", "work")}
 

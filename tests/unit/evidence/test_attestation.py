@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -79,6 +80,17 @@ def test_what_was_attested_is_checked(tmp_path: Path) -> None:
     found = check_attestation(*make_files(tmp_path), commit=COMMIT[:12])
     assert (found.result, found.commit, found.base, found.time) == ("PASSED", COMMIT, BASE, "2026-01-01T00:01:01Z")
     assert found.levels == ("KTRDR_VM_GATE_STARTABILITY", "KTRDR_VM_GATE_UNIT") and found.plan_digest == "a" * 64
+
+
+def test_the_commit_has_the_digests_of_plan_and_image() -> None:
+    statement = json.loads(make_statement(make_report(), {"b": "e" * 64, "a": "f" * 64}) or b"")
+    commit, *files = statement["subject"]
+    assert commit["digest"] == {"gitCommit": COMMIT}
+    assert (commit["annotations"]["planDigest"], commit["annotations"]["imageDigest"]) == ("a" * 64, "d" * 64)
+    assert [(one["name"], one["digest"]) for one in files] == [
+        ("a", {"sha256": "f" * 64}),
+        ("b", {"sha256": "e" * 64}),
+    ]
 
 
 def test_failed_gates_are_attested_as_failed(tmp_path: Path) -> None:
@@ -297,6 +309,11 @@ def test_the_key_of_bundles_signs_if_it_is_ed25519(tmp_path: Path) -> None:
     public.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b" owner@host\n")
     assert check_attestation(file, public).passed
     assert not Home(tmp_path).attestation_key.exists()
+    locked = BestAvailableEncryption(b"passphrase")
+    place.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, locked))
+    file.write_text(make_attestation(make_report(), Home(tmp_path), OwnerPolicy(signing_key=str(place))) or "")
+    assert check_attestation(file, Home(tmp_path).attestation_public_key).passed
+    assert Home(tmp_path).attestation_key.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"ssh-rsa AAAA", b"-----BEGIN PUBLIC KEY-----\n", b"ssh-ed25519 !!!"])

@@ -92,6 +92,21 @@ def test_every_part_lies_where_it_happened() -> None:
     assert "own words" not in str(spans)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "good"),
+    [("passed", True), ("escalated", True), ("failed", False), ("error", False), ("interrupted", False)],
+)
+def test_a_run_is_an_error_unless_it_passed_or_stopped(outcome: str, good: bool) -> None:
+    assert make_spans([*EVENTS[:-1], at(20, "run_finished", outcome=outcome)])[0].good is good
+
+
+def test_so_many_spans_are_made() -> None:
+    task = {"gate": "unit", "task": "t", "outcome": "passed"}
+    many = [at(7, f"task_{step}", **task) for _ in range(tracing.MAX_SPANS) for step in ("started", "finished")]
+    spans = make_spans([*EVENTS[:7], *many, *EVENTS[-3:]])
+    assert len(spans) == tracing.MAX_SPANS and spans[0].end / 1e9 - _START == 10
+
+
 def test_a_run_that_was_taken_up_again_is_told_from_there() -> None:
     assert shape([*EVENTS[:-1], at(20, "run_continued"), at(21, "run_finished", outcome="passed")]) == [
         ("run", "", 20, 21, True)
@@ -173,6 +188,21 @@ def test_what_is_configured(environment: dict[str, str], policy: OwnerPolicy, si
     assert list(found) == signals
     if policy is POLICY and signals:
         assert found["traces"]["endpoint"] == "http://127.0.0.1:4318/v1/traces"
+
+
+def test_the_address_of_the_collector_is_for_instances_only() -> None:
+    named = Collector("https", "otlp.example.com", 443, path="/in", address="192.0.2.7", ca_file="/ca.pem")
+    found = find_endpoints({}, OwnerPolicy(collector=named, reports_runs=True))
+    assert found["metrics"] == {
+        "endpoint": "https://otlp.example.com:443/in/v1/metrics",
+        "headers": {},
+        "certificate_file": "/ca.pem",
+    }
+    # The owner's headers are not for an endpoint that the caller names.
+    caller = find_endpoints(
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, OwnerPolicy(collector=named, reports_runs=True)
+    )
+    assert caller == {"traces": {}, "metrics": {}}
 
 
 def test_whatever_goes_wrong_is_a_note_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,12 @@ def test_what_an_earlier_run_has_passed_opens_nothing(
     monkeypatch: pytest.MonkeyPatch, exists: bool, more: dict[str, str], told: list[str]
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(client, "ask_guard", lambda _, op, **__: asked.append(op) or {"revision": "r"})
+
+    def answer(_directory: Path, op: str, **_fields: object) -> dict[str, str]:
+        asked.append(op)
+        return {"revision": "r"}
+
+    monkeypatch.setattr(client, "ask_guard", answer)
     loaded = SimpleNamespace(guard=client.GuardClient(Path("/guard")), create=lambda **_: None)
     stage: Any = SimpleNamespace(
         _plan=SimpleNamespace(profile=make_profile(**more), digest="d", collector=None),
