@@ -6,12 +6,16 @@ import pytest
 
 from ktrdr_vm.egress import escalations, guard, ledger, ledger_totals
 from ktrdr_vm.egress.resolver import decisions, upstream
+from ktrdr_vm.egress.telemetry import otlp, relay, sender, supervisor
 from ktrdr_vm.escalation import inbox, packet, store
+from ktrdr_vm.evidence import envelope, forge, otel_export
 from ktrdr_vm.gates import template_worker
 from ktrdr_vm.host import authorities, name_servers
 from ktrdr_vm.host.paths import PROJECT
+from ktrdr_vm.inputs import committed_files
 from ktrdr_vm.plan import guard_interface, haproxy
 from ktrdr_vm.policy.owner_policy import EscalationPolicy, OwnerPolicy
+from ktrdr_vm.profile import scalars
 from ktrdr_vm.report.mask import MIN_LENGTH
 
 WORDS = {1.0: "second", 4: "four", 10: "ten", 20: "twenty", 200: "two hundred"}
@@ -50,6 +54,34 @@ PROMISES = [
     ("SECURITY.md", f"shorter than {MIN_LENGTH} bytes are not masked"),
     ("SECURITY.md", f"which it checks each {WORDS[guard.POLL]}"),
     ("SECURITY.md", f"with {template_worker._MEMORY >> 30} GiB at most"),
+    ("docs/broker.md", f"at most {scalars.MAX_HEADER} characters as a header"),
+    (
+        "docs/telemetry.md",
+        f"| {otlp.MAX_BODY >> 20} MiB, {otlp.MAX_RECORDS:,} records, {otlp.MAX_RESOURCES} resources,"
+        f" {otlp.MAX_MESSAGES:,} parts, {otlp._MAX_JSON_VALUES:,} values of JSON",
+    ),
+    ("docs/telemetry.md", f"| {otlp.MAX_ATTRIBUTES}; further ones are removed"),
+    ("docs/telemetry.md", f"| {relay.REQUESTS_PER_SECOND:g} per second, bursts of {relay.REQUESTS_AT_ONCE:g} |"),
+    (
+        "docs/telemetry.md",
+        f"| {relay.BYTES_PER_SECOND / (1 << 20):g} MiB per second, bursts of {relay.BYTES_AT_ONCE / (1 << 20):g} MiB |",
+    ),
+    (
+        "docs/telemetry.md",
+        f"| {'a quarter' if relay.CORE == 0.25 else '?'} of a core, bursts of {relay.CORE_SECONDS_AT_ONCE:g} seconds |",
+    ),
+    ("docs/telemetry.md", f"| {relay.CONNECTIONS} at a time, {relay.REQUEST_LIMIT:g} seconds each |"),
+    ("docs/telemetry.md", f"| {sender.QUEUE_LENGTH} requests, {sender.QUEUE_BYTES >> 20} MiB |"),
+    ("docs/telemetry.md", f"is sent up to {WORDS[sender._TRIES]} times"),
+    ("docs/telemetry.md", f"{sender._LONGEST_PAUSE:g} seconds at most"),
+    ("docs/telemetry.md", f"Every {supervisor.WRITE_EVERY:g} seconds the ledger gets a line"),
+    ("docs/telemetry.md", f"one trace of at most {otel_export.MAX_SPANS:,} spans"),
+    ("docs/telemetry.md", f"Sending takes at most {otel_export.FLUSH_LIMIT:g} seconds"),
+    ("docs/verify.md", f"at most {committed_files.MAX_FILES:,} files and {committed_files.MAX_BYTES >> 30} GiB"),
+    ("docs/verify.md", f"for at most {forge.NOTIFY_LIMIT:g} seconds"),
+    ("docs/verify.md", f"at most {forge._MAX_DESCRIPTION} characters"),
+    ("docs/verify.md", f"larger than {envelope.MAX_ENVELOPE >> 20} MiB"),
+    ("docs/verify.md", f"more than {envelope.MAX_DEPTH} levels"),
     ("docs/owner-policy.md", f"{WORDS[escalations._MAX_HOOKS].capitalize()} run at one time for an instance"),
 ]
 

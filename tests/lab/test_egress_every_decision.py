@@ -124,6 +124,9 @@ def test_every_brokered_request_is_a_decision(lab: Lab, provider: Provider, targ
         while decisions(guest, "broker", 0) != 1 and time.monotonic() < end:
             time.sleep(0.05)
         assert decisions(guest, "broker", 0) == 1
+        for row in guest.ledger(kind="broker"):
+            if row.get("path"):
+                assert (row["method"], row["path"]) == (method[:20], target[:400])
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from ktrdr_vm.inputs.from_ref import Question, gather_ref
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.policy import load as policy_load
 from ktrdr_vm.report.model import Commits, GateResult, RunReport
+from ktrdr_vm.run.run import Run
 from ktrdr_vm.run.warnings import find_first_lines
 from ktrdr_vm.templates import project as prepare
 from tests.fakes.guest import FolderGuest
@@ -359,7 +360,8 @@ def notify(place: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_command_gets_the_status_as_json(place: Path) -> None:
-    assert notify(place, make_script(place, f"cat > {place.parent}/got")) == []
+    assert notify(place, make_script(place, f"cat > {place.parent}/got; pwd > {place.parent}/where")) == []
+    assert (place.parent / "where").read_text().strip() == str(place)
     got = json.loads((place.parent / "got").read_text())
     assert (got["state"], got["sha"], got["target"], got["context"]) == (
         "success",
@@ -437,6 +439,24 @@ def test_pending_is_followed_by_the_verdict_or_a_failure(place: Path) -> None:
     assert "unit" in told[1]["summary"] and told[1]["ref"] == "work" and told[2]["target"] == "https://ci.example/2"
     assert "not verified" in told[3]["description"] and told[3]["target"] == "https://ci.example/2"
     assert {one["sha"] for one in told} == {git(place, "rev-parse", "work")}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="`verify` is for root")
+def test_the_owners_command_is_told_as_well(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed, owners = place.parent / "typed", place.parent / "owners"
+    policy = place.parent / "policy.yaml"
+    policy.write_text(f"verify: {{notify: [sh, -c, 'cat >> {owners}; echo >> {owners}']}}\n")
+    monkeypatch.setattr(policy_load, "POLICY_PATH", str(policy))
+
+    def end(_self: Run) -> None:
+        raise UsageError("there is no room", hint="x")
+
+    monkeypatch.setattr(Run, "execute", end)
+    command = f"sh -c 'cat >> {typed}; echo >> {typed}'"
+    words = ["verify", "work", "--workspace", str(place), "--notify", command]
+    assert isinstance(CliRunner().invoke(cli, words, standalone_mode=False).exception, UsageError)
+    for told in (typed, owners):
+        assert [json.loads(line)["state"] for line in told.read_text().splitlines()] == ["pending", "failure"]
 
 
 def test_errors_of_the_command_line_have_a_place_and_a_hint(place: Path) -> None:

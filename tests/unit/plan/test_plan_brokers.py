@@ -128,6 +128,12 @@ def test_a_header_is_rendered_from_the_value() -> None:
     assert base64.b64decode(basic.render(b"abc").removeprefix("Basic ")) == b"x-access-token:abc"
 
 
+def test_a_header_has_so_many_characters() -> None:
+    assert len(parse_header_template("x: Bearer {{ secret }}").render(b"a" * 4089 + b"\n")) == 4096
+    with pytest.raises(ValueError, match="4096 at most"):
+        parse_header_template("x: Bearer {{ secret }}").render(b"a" * 4090)
+
+
 @pytest.mark.parametrize("value", [b"", b"\n", b"a\r\nx: y", b"a\0b", "ä".encode(), b"a" * 5000, b"a\tb", b"a "])
 def test_a_value_that_would_break_the_header_is_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match="one line of visible ASCII"):

@@ -12,8 +12,11 @@ from ktrdr_vm.egress import client
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.profile.load import build_profile
 from ktrdr_vm.profile.model import Profile
+from ktrdr_vm.report.model import GateOutcome, GateResult
 from ktrdr_vm.run import provision
 from ktrdr_vm.run import vm as stages
+from ktrdr_vm.run.results import Results
+from ktrdr_vm.run.run import Run
 
 
 def make(path: str) -> Playbook:
@@ -56,9 +59,9 @@ def test_only_the_gate_that_is_waited_for_opens(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("exists", "more", "told"),
     [
-        (True, {"after": "startability"}, ["plan", "gates_began"]),
-        (False, {"after": "startability"}, ["plan"]),
-        (True, {}, ["plan"]),
+        (True, {"after": "startability"}, ["plan", "gates_began", "run_began r2"]),
+        (False, {"after": "startability"}, ["plan", "run_began r2"]),
+        (True, {}, ["plan", "run_began r2"]),
     ],
     ids=["an instance that stays", "a new one", "no gate to wait for"],
 )
@@ -67,14 +70,14 @@ def test_what_an_earlier_run_has_passed_opens_nothing(
 ) -> None:
     asked: list[str] = []
 
-    def answer(_directory: Path, op: str, **_fields: object) -> dict[str, str]:
-        asked.append(op)
+    def answer(_directory: Path, op: str, **fields: object) -> dict[str, str]:
+        asked.append(f"{op} {fields.get('run_id', '')}".strip())
         return {"revision": "r"}
 
     monkeypatch.setattr(client, "ask_guard", answer)
     loaded = SimpleNamespace(guard=client.GuardClient(Path("/guard")), create=lambda **_: None)
     stage: Any = SimpleNamespace(
-        _plan=SimpleNamespace(profile=make_profile(**more), digest="d", collector=None),
+        _plan=SimpleNamespace(profile=make_profile(**more), digest="d", collector=object()),
         _instance=SimpleNamespace(begin=lambda *_, **__: loaded),
         _context=SimpleNamespace(run_id="r2"),
         _gathered=SimpleNamespace(policy=SimpleNamespace(most_instances=1, mount_roots=())),
@@ -87,3 +90,26 @@ def test_what_an_earlier_run_has_passed_opens_nothing(
     recorder: Any = SimpleNamespace(on_resource=None)
     provision.Provisioner._create(stage, journal, before, None, recorder)  # type: ignore[arg-type]
     assert asked == told
+
+
+@pytest.mark.parametrize(("outcome", "opened"), [("passed", ["startability"]), ("failed", [])])
+def test_a_run_that_is_continued_counts_the_gate_that_passed_before(outcome: GateOutcome, opened: list[str]) -> None:
+    result = GateResult("startability", outcome, "2026-01-01T00:00:00Z", 1.0)
+    seen: list[str] = []
+    stage = SimpleNamespace(
+        resume=lambda _: None,
+        instance=SimpleNamespace(paths=SimpleNamespace(guard=Path("/guard"))),
+        open_brokers=lambda playbook: seen.append(playbook.name),
+        plan=SimpleNamespace(profile=make_profile(after="startability")),
+        harvest=SimpleNamespace(fetch_artifacts=lambda _: None),
+    )
+    run: Any = SimpleNamespace(
+        _stages=[stage],
+        _stop=SimpleNamespace(results=(result,)),
+        _mask=SimpleNamespace(follow=lambda _: None),
+        _results=Results(run_id="r1", started_at="2026-01-01T00:00:00Z"),
+        _judge=lambda _: None,
+    )
+    recorder: Any = None
+    Run._work(run, [make("/w/playbooks/startability.yaml"), make("/w/playbooks/unit.yaml")], recorder)
+    assert seen == opened

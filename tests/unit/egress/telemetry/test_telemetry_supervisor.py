@@ -55,6 +55,22 @@ def test_counts_are_a_line_and_each_is_counted_once(supervisor: TelemetrySupervi
     assert len(rows(tmp_path)) == 2
 
 
+def test_a_line_is_written_after_so_many_seconds(
+    supervisor: TelemetrySupervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = connect(supervisor)
+    now = 1000.0
+    monkeypatch.setattr(supervisor, "_clock", lambda: now)
+    monkeypatch.setattr(supervisor, "_written", now)
+    for later, lines in ((1.0, 0), (28.5, 0), (1.0, 1), (29.0, 1), (2.0, 2), (40.0, 2)):
+        if later < 40:
+            relay.send(b'{"accepted": 1}')
+        now += later
+        supervisor.poll()
+        assert len(rows(tmp_path)) == lines
+    assert [row["accepted"] for row in rows(tmp_path)] == [3, 2]
+
+
 @pytest.mark.parametrize(
     "said",
     [
