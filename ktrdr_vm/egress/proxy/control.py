@@ -18,6 +18,8 @@ from ktrdr_vm.plan.guard_interface import GRANT_MAPS
 TIMEOUT = 1.0
 # Commands in one line, of which HAProxy accepts 16 KiB.
 _AT_ONCE = 24
+# Bytes of the entries of a map in one command. Of a command beyond 16 KiB HAProxy adds nothing, without an error.
+_MOST_ENTRIES = 12 * 1024
 # Bytes and seconds of one answer. The largest lists all connections, with two kilobytes for each.
 _MOST_SAID = 16 * 1024 * 1024
 _LONGEST = 5.0
@@ -72,8 +74,7 @@ class ProxyControl:
                 raise ProvisionError(
                     "the proxy does not take a new map", where=str(path), hint="guard.log contains the details"
                 )
-            entries = "".join(f"{name} {slot}\n" for name, slot in maps.get(file, {}).items())
-            if entries:
+            for entries in _split(maps.get(file, {})):
                 self.expect_nothing(f"add map @{version[1]} {path} <<\n{entries}")
             self.expect_nothing(f"commit map @{version[1]} {path}")
 
@@ -155,3 +156,14 @@ class ProxyControl:
                 f"the proxy does not answer: {error}", where=str(self._directory), hint="guard.log contains the details"
             ) from None
         return said.decode("utf-8", "replace")
+
+
+def _split(entries: Mapping[str, str]) -> list[str]:
+    """The lines of a map in parts that one command can have. None is longer, because a value has at most 4 KiB."""
+    parts = [""]
+    for name, value in entries.items():
+        line = f"{name} {value}\n"
+        if len(parts[-1]) + len(line) > _MOST_ENTRIES:
+            parts.append("")
+        parts[-1] += line
+    return [part for part in parts if part]

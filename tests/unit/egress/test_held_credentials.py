@@ -16,7 +16,8 @@ from ktrdr_vm.egress.link import Link
 from ktrdr_vm.egress.proxy.control import ProxyControl
 from ktrdr_vm.egress.proxy.credentials import Brokers
 from ktrdr_vm.errors import ProvisionError
-from ktrdr_vm.plan.guard_interface import OPEN, VALUES
+from ktrdr_vm.plan.guard_interface import GRANT_SLOTS, OPEN, VALUES
+from ktrdr_vm.profile.scalars import MAX_HEADER
 
 ROUTES = [
     {"secret": "key", "port": 919, "after": ""},
@@ -109,3 +110,24 @@ def test_the_end_of_the_vm_is_the_end_of_its_values(
     assert [command[-1] for command in commands] == ["down"]
     [line] = (tmp_path / "link.jsonl").read_text().splitlines()
     assert json.loads(line)["rule"] == "link"
+
+
+def test_a_large_map_is_loaded_in_parts_that_the_proxy_accepts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty credentials of the greatest length, and sixty-four granted names."""
+    said: list[str] = []
+
+    def ask(_self: ProxyControl, command: str) -> str:
+        said.append(command)
+        return "New version created: 7" if command.startswith("prepare") else ""
+
+    monkeypatch.setattr(ProxyControl, "ask", ask)
+    held = {f"key{number}": str(number) + "x" * (MAX_HEADER - 2) for number in range(50)}
+    granted = {f"{number}.{'a' * 250}": f"g{number}" for number in range(GRANT_SLOTS)}
+    ProxyControl(tmp_path).load_maps({VALUES: held, "tls.granted": granted}, (VALUES, "tls.granted"))
+    assert max(map(len, said)) < 16 * 1024 - 1024
+    for file, entries in ((VALUES, held), ("tls.granted", granted)):
+        path = tmp_path / file
+        first, *parts, last = [command for command in said if str(path) in command]
+        assert (first, last) == (f"prepare map {path}", f"commit map @7 {path}") and len(parts) > 1
+        lines = [line for part in parts for line in part.removeprefix(f"add map @7 {path} <<\n").splitlines()]
+        assert dict(line.split(" ", 1) for line in lines) == entries
