@@ -19,7 +19,15 @@ from markdown_it import MarkdownIt
 
 from ktrdr_vm.host.paths import PROJECT
 
-PAGES = ("SECURITY.md", "docs/egress.md", "docs/escalations.md", "docs/owner-policy.md")
+PAGES = (
+    "SECURITY.md",
+    "docs/egress.md",
+    "docs/escalations.md",
+    "docs/owner-policy.md",
+    "docs/broker.md",
+    "docs/telemetry.md",
+    "docs/verify.md",
+)
 STORED = Path(__file__).parent / "promises"
 KINDS = {
     "definition": "says what a word or a field means",

@@ -429,13 +429,14 @@ def test_pending_is_followed_by_the_verdict_or_a_failure(place: Path) -> None:
     report = RunReport("one", "r1", "p", "sandbox", "a", "b", "failed", 1, "2026-01-01T00:00:00Z", 1.0, gates=(gate,))
     with gather(place) as found:
         with _telling([command], found, "") as tell:
-            tell(report, place.parent, None)
+            tell(report, place.parent, place.parent / "a.json")
         with pytest.raises(KeyboardInterrupt), _telling([command], found, "https://ci.example/2"):
             raise KeyboardInterrupt
     told = [json.loads(line) for line in log.read_text().splitlines()]
     assert [one["state"] for one in told] == ["pending", "failure", "pending", "failure"]
     assert told[1]["description"] == "failed: unit" and told[1]["target"].endswith("report.html")
     assert (told[0]["target"], told[0]["summary"], told[0]["attestation"]) == ("", "", "")
+    assert told[1]["attestation"] == str(place.parent / "a.json") and told[3]["attestation"] == ""
     assert "unit" in told[1]["summary"] and told[1]["ref"] == "work" and told[2]["target"] == "https://ci.example/2"
     assert "not verified" in told[3]["description"] and told[3]["target"] == "https://ci.example/2"
     assert {one["sha"] for one in told} == {git(place, "rev-parse", "work")}
