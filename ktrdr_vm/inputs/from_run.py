@@ -29,11 +29,8 @@ def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gath
     documents = FinishedRun(run)
     plan, report = _read(documents, "plan.json"), read_report(run)
     find_workspace(run)
-    document = {key: value for key, value in plan["source"].items() if key not in _LEFT_OUT} | {"mode": "interactive"}
-    if document.get("workspace") is not None:
-        document["workspace"] = {**document["workspace"], "uncommitted": "ignore", "include": []}
     # JSON is YAML, so it passes all checks of a profile again.
-    loaded = load_profile(json.dumps(document), str(run / "plan.json"), _no_parent)
+    loaded = load_profile(json.dumps(make_document(plan["source"])), str(run / "plan.json"), _no_parent)
     name = instance_id or f"{plan['instance_id'][:50].rstrip('-')}--again"
     gathered = gather_profile(loaded, home=home, workspace=Path(plan["facts"]["workspace"]), instance_id=name)
     repository = gathered.repository
@@ -52,6 +49,16 @@ def gather_run(run: Path, *, home: Home, instance_id: str | None = None) -> Gath
     facts = replace(gathered.plan.facts, base_commit=commit, base_ref=ref or gathered.plan.facts.base_ref)
     fresh = Plan(gathered.plan.profile, facts, gathered.plan.identity, gathered.plan.source)
     return replace(gathered, plan=fresh, repository=replace(repository, commit=commit, ref=ref))
+
+
+def make_document(source: dict[str, Any]) -> dict[str, Any]:
+    """The profile of the instance, from that of the run. No gate runs, so secrets that wait for one are left out."""
+    document = {key: value for key, value in source.items() if key not in _LEFT_OUT} | {"mode": "interactive"}
+    if document.get("workspace") is not None:
+        document["workspace"] = {**document["workspace"], "uncommitted": "ignore", "include": []}
+    if secrets := document.get("secrets"):
+        document["secrets"] = [secret for secret in secrets if not (secret.get("broker") or {}).get("after")]
+    return document
 
 
 def _read(run: FinishedRun, name: str) -> dict[str, Any]:
