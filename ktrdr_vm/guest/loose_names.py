@@ -167,6 +167,6 @@ def list_beneath(repository: Repository, profile: Profile) -> tuple[str, ...]:
     return (*((shown,) if changed else ()), *(f"untracked files that match {pattern}" for pattern in workspace.include))
 
 
-def shorten(names: Sequence[str]) -> str:
-    """The first five names, and how many there are besides."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def shorten(names: Sequence[str], most: int = 5) -> str:
+    """The first `most` names, and how many there are besides."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

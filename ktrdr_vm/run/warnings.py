@@ -29,6 +29,8 @@ _TEST_FOLDERS = {
 _TEST_NAME = re.compile(
     r"test_.*|conftest\.py|test-.*\.[a-z]+|.*[._-](test|tests|spec|specs|cy)\.[A-Za-z]+|[A-Za-z0-9]*(Test|Tests|IT|Spec)\.[a-z]+"
 )
+# Changed files that a line names.
+_MOST_NAMES = 10
 _OBSERVED = "OBSERVE: every public address could be reached; `ktrdr-vm egress suggest` prints an allowlist for this run"
 
 
@@ -102,18 +104,21 @@ def _judges(commits: Iterable[Commits], gathered: Gathered) -> tuple[str, ...]:
     if gathered.repository is None:
         return ()
     root = gathered.base.root if gathered.base else gathered.repository.root
-    source = root / gathered.loaded.source if gathered.base else Path(gathered.loaded.source)
-    judges = {_inside(root, source)}
+    # The profile, and those that it extends; in a base, by their names in the commit.
+    profiles = {gathered.loaded.source, *(document.source for document, _ in gathered.loaded.origins.values())}
+    judges = {_inside(root, root / name if gathered.base else Path(name)) for name in profiles}
     for _, playbook in gathered.playbooks:
         judges |= {_inside(root, playbook.path), *(_inside(root, name) for name in _list_files(playbook))}
     lines = []
     for one in commits:
-        touched = [path for path in one.changed if _is_judge(path, judges) or _is_playbook(path)]
+        # What this run used comes first, so that no number of other files hides it.
+        touched = [path for path in one.changed if _is_judge(path, judges)]
+        touched += [path for path in one.changed if _is_playbook(path) and not _is_judge(path, judges)]
         tests = [path for path in one.changed if _is_test(PurePosixPath(path))]
         if touched:
-            lines.append(f"{one.ref} changes the profile or playbooks: {', '.join(touched[:10])}")
+            lines.append(f"{one.ref} changes the profile or playbooks: {shorten(touched, _MOST_NAMES)}")
         if tests:
-            lines.append(f"{one.ref} changes tests: {', '.join(tests[:10])}")
+            lines.append(f"{one.ref} changes tests: {shorten(tests, _MOST_NAMES)}")
     return tuple(lines)
 
 

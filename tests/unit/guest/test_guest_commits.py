@@ -73,7 +73,7 @@ def test_a_changed_playbook_does_not_hide_behind_a_thousand_files(
     returned = unpack(repository, Git(answer), monkeypatch)
     gathered: Any = SimpleNamespace(
         repository=repository,
-        loaded=SimpleNamespace(source="p.yaml"),
+        loaded=SimpleNamespace(source="p.yaml", origins={}),
         playbooks=(),
         plan=SimpleNamespace(observe=False),
         base=None,

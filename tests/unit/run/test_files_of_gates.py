@@ -7,9 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from ktrdr_vm.gates.load import load_playbook
+from ktrdr_vm.profile.load import load_profile
 from ktrdr_vm.report.model import Commits
 from ktrdr_vm.run.warnings import find_first_lines
 
+PARENT = "version: 1\nname: parent\nimage: debian-13-docker\n"
 FILES = {
     "ci/gate.yaml": """\
 - hosts: all
@@ -37,7 +39,11 @@ def find(folder: Path, *changed: str) -> tuple[str, ...]:
     playbook = load_playbook(folder / "ci/gate.yaml", beneath=folder)
     gathered: Any = SimpleNamespace(
         repository=SimpleNamespace(root=folder),
-        loaded=SimpleNamespace(source=str(folder / "p.yaml")),
+        loaded=load_profile(
+            "extends: ci/parent.yaml\nname: p\n",
+            str(folder / "p.yaml"),
+            lambda *_: (str(folder / "ci/parent.yaml"), PARENT.encode()),
+        ),
         playbooks=(("ci/gate.yaml", playbook),),
         plan=SimpleNamespace(observe=False),
         base=None,
@@ -48,6 +54,21 @@ def find(folder: Path, *changed: str) -> tuple[str, ...]:
 def test_each_file_that_the_gate_read_is_named(tmp_path: Path) -> None:
     for name in FILES:
         assert find(tmp_path, "src/app.py", name) == (f"refs/heads/x changes the profile or playbooks: {name}",)
+
+
+def test_so_are_the_profile_and_those_that_it_extends(tmp_path: Path) -> None:
+    for name in ("p.yaml", "ci/parent.yaml"):
+        assert find(tmp_path, name) == (f"refs/heads/x changes the profile or playbooks: {name}",)
+
+
+def test_no_number_of_other_files_hides_one(tmp_path: Path) -> None:
+    """Names are in their order, and a branch chooses those of its own files."""
+    others = tuple(f"images/{number:03}" for number in range(200))
+    tests = tuple(f"tests/{number:03}.py" for number in range(12))
+    first, second = find(tmp_path, *others, "p.yaml", *tests, "ci/gate.yaml")
+    assert first.startswith("refs/heads/x changes the profile or playbooks: p.yaml, ci/gate.yaml, images/000, ")
+    assert first.endswith(", images/007 and 192 more")
+    assert second.startswith("refs/heads/x changes tests: tests/000.py, ") and second.endswith("009.py and 2 more")
 
 
 def test_so_is_one_that_is_new_where_the_gate_searches(tmp_path: Path) -> None:
