@@ -159,7 +159,7 @@ def _refused(what: str, done: GuestResult) -> GuestError:
     )
 
 
-_NOT_FORWARD, _NOT_CLEAN, _ELSEWHERE, _NO_NUMBER = 70, 71, 72, 73
+_NOT_FORWARD, _NOT_CLEAN, _ELSEWHERE, _NO_NUMBER, _NOT_FREE = 70, 71, 72, 73, 74
 _REASONS = {
     _NOT_FORWARD: (
         "the branch {branch} of the guest has commits that the pushed commit does not have, and nothing was changed",
@@ -176,6 +176,10 @@ _REASONS = {
     _NO_NUMBER: (
         "the guest cannot have a branch {branch}: another branch is in its way, and nothing was changed",
         "choose another name with --branch",
+    ),
+    _NOT_FREE: (
+        "the guest has ignored files where the commit adds files to the branch {branch}, and nothing was changed",
+        "move these files away in the guest, or push to another branch",
     ),
 }
 
@@ -208,7 +212,22 @@ is_linked() {{
 }}
 is_clean() {{
   for name in MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD; do [ ! -e "$common/$name" ] || return 1; done
-  [ -z "$(git status --porcelain)" ]
+  # Untracked files count, also if the configuration of the guest hides them.
+  [ -z "$(git status --porcelain --untracked-files=normal)" ]
+}}
+# No file of the guest is where the commit adds one: Git would overwrite it without a word if it is ignored.
+is_free() {{
+  taken=$(command git diff-tree -r -z --name-only --no-renames --diff-filter=A "$1" "$COMMIT" | xargs -0 -r sh -c '
+    for path do
+      shift
+      above=$path
+      while [ "$above" != "${{above%/*}}" ]; do
+        above=${{above%/*}}
+        if [ -L "$above" ] || {{ [ -e "$above" ] && [ ! -d "$above" ]; }}; then path=$above; fi
+      done
+      if [ -e "$path" ] || [ -L "$path" ]; then set -- "$@" "$path"; fi
+    done
+    [ $# = 0 ] || git --literal-pathspecs ls-files --others -- "$@"' sh) && [ -z "$taken" ]
 }}
 
 move() {{
@@ -218,6 +237,7 @@ move() {{
   if is_rebased "$1" || is_linked "$1"; then exit {_ELSEWHERE}; fi
   if is_head_of "$common" "$1"; then
     is_clean || exit {_NOT_CLEAN}
+    is_free "$old" || exit {_NOT_FREE}
     # Git itself checks again that the tree has no change, and that the branch is still an ancestor.
     config="-c core.hooksPath=/dev/null -c receive.denyCurrentBranch=updateInstead -c receive.denyNonFastForwards=true"
     git push --quiet --no-verify --receive-pack="git $config receive-pack" . "$COMMIT:refs/heads/$1" >&2 || exit {_NOT_CLEAN}

@@ -157,6 +157,51 @@ def test_a_clean_checked_out_branch_moves_with_its_files_and_a_changed_one_stays
     assert git(guest.folder, "status", "--porcelain") == "" and not (guest.folder / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("ignored", "added"),
+    [("env", "env"), ("env/of/agent", "env"), ("env", "env/of/host"), ("a/env/x", "a/env/x")],
+)
+def test_an_ignored_file_is_not_replaced(home: Path, guest: PushedGuest, ignored: str, added: str) -> None:
+    (home / "a").mkdir()
+    (home / "a/kept").write_text("x\n")
+    (home / "fresh").write_text("x\n")
+    base = commit(home, ".gitignore", "env\nfresh\n")
+    push(home, guest, base, "main")
+    (guest.folder / ignored).parent.mkdir(parents=True, exist_ok=True)
+    (guest.folder / ignored).write_text("of the agent\n")
+    (home / added).parent.mkdir(parents=True, exist_ok=True)
+    (home / added).write_text("of the host\n")
+    git(home, "add", "-f", added)
+    git(home, "commit", "-qm", "no longer ignored")
+    before = see(guest)
+    with pytest.raises(UsageError, match="has ignored files where the commit adds files"):
+        push(home, guest, git(home, "rev-parse", "HEAD"), "main")
+    assert see(guest) == before and (guest.folder / ignored).read_text() == "of the agent\n"
+    # Beside the ignored file there is room.
+    git(home, "reset", "-q", "--hard", base)
+    git(home, "add", "-f", "fresh")
+    git(home, "commit", "-qm", "a file where the guest has none")
+    push(home, guest, git(home, "rev-parse", "HEAD"), "main")
+    assert (guest.folder / "fresh").exists() and (guest.folder / ignored).read_text() == "of the agent\n"
+
+
+def test_a_file_that_the_configuration_hides_and_a_merge_are_not_replaced(home: Path, guest: PushedGuest) -> None:
+    fix = commit(home, "fix.txt", "1\n")
+    git(guest.folder, "config", "status.showUntrackedFiles", "no")
+    (guest.folder / "other.txt").write_text("of the agent\n")
+    with pytest.raises(UsageError, match="uncommitted changes"):
+        push(home, guest, fix, "main")
+    (guest.folder / "other.txt").unlink()
+    # A merge that takes over no change: the tree is as committed.
+    git(guest.folder, "branch", "side")
+    tree, head = git(guest.folder, "rev-parse", "HEAD^{tree}", "HEAD").split()
+    git(guest.folder, "update-ref", "refs/heads/side", git(guest.folder, "commit-tree", "-p", head, "-m", "s", tree))
+    git(guest.folder, "merge", "--no-ff", "--no-commit", "-q", "side")
+    with pytest.raises(UsageError, match="uncommitted changes"):
+        push(home, guest, fix, "main")
+    assert git(guest.folder, "rev-parse", "HEAD") == head and not (guest.folder / "fix.txt").exists()
+
+
 def test_a_branch_in_use_elsewhere_is_left_alone(home: Path, guest: PushedGuest, tmp_path: Path) -> None:
     base = git(home, "rev-parse", "HEAD")
     fix = commit(home, "fix.txt", "1\n")
