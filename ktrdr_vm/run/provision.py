@@ -189,8 +189,8 @@ class Provisioner:
         """Let an existing instance follow its profile: report what changes, and shut it down where a restart is needed
         and allowed."""
         changes = find_changes(before, self._plan)
-        facts = self._instance.libvirt.find(self._plan.identity.domain)
-        running = facts is not None and facts.state == "running"
+        # A paused one keeps what it was started with as well.
+        running = self._instance.target.is_running()
         require_possible(changes, self._plan.identity.instance_id, running=running, restart=self._options.restart)
         for change in changes:
             recorder.listener.note(f"changes ({change.how}) {change}")
