@@ -67,6 +67,7 @@ def snapshot(instance_id: str, name: str | None, remove: bool, as_json: bool) ->
     """
     from dataclasses import asdict
 
+    from ktrdr_vm.approvals.apply import check_sources, reapply
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.cli.progress import show_resource
@@ -94,11 +95,14 @@ def snapshot(instance_id: str, name: str | None, remove: bool, as_json: bool) ->
             return
         loaded = instance.load()
         secrets = {secret.name: read_source(secret) for secret in loaded.plan.profile.secrets}
+        check_sources(loaded)
+        policy = read_policy()
         made = take_snapshot(
             loaded,
             name,
             read_secret=lambda secret: secrets[secret.name],
-            mount_roots=read_policy().mount_roots,
+            mount_roots=policy.mount_roots,
+            reapply=lambda: reapply(loaded, policy, kinds=("secret",)),
             notify=show_resource,
         )
     loaded.close()

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -64,10 +65,11 @@ def take_snapshot(
     *,
     read_secret: SecretReader,
     mount_roots: tuple[str, ...] = (),
+    reapply: Callable[[], object] = lambda: None,
     notify: Notify = quiet,
 ) -> Snapshot:
     """Copy the disk of a running instance. The instance is paused during the copy, and its secrets are delivered again
-    afterwards."""
+    afterwards; `reapply` delivers those of approvals, which are removed as well."""
     if _NAME.fullmatch(name) is None:
         raise UsageError(
             f"{name!a} is no name for a snapshot", hint="up to 63 of a-z, 0-9, . and -, such as before-upgrade"
@@ -90,6 +92,7 @@ def take_snapshot(
             copy_disk(loaded, partial / "disk.qcow2")
         finally:
             loaded.complete(read_secret=read_secret, mount_roots=mount_roots, notify=notify)
+            reapply()
         made = Snapshot(
             instance_id=loaded.instance_id,
             name=name,
