@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 
-from ktrdr_vm.errors import GuestError
+from ktrdr_vm.errors import GuestError, UsageError
 from ktrdr_vm.host import netns
 from ktrdr_vm.identity import SSH_SUFFIX, parse_instance_id
 from ktrdr_vm.plan.guard_interface import GUEST
@@ -45,11 +45,20 @@ def _connect(instance_id: str) -> socket.socket:
     try:
         return netns.connect(identity.namespace, (GUEST, SSH_PORT), _LIMIT)
     except OSError as error:
+        _refuse_suspended(identity.instance_id)
         raise GuestError(
             f"the guest does not accept an SSH connection: {error.strerror or error}",
             where=instance_id,
             hint=f"`ktrdr-vm status {instance_id}` shows its state, `ktrdr-vm logs {instance_id}` its console",
         ) from None
+
+
+def _refuse_suspended(name: str) -> None:
+    from ktrdr_vm.host.paths import find_home
+
+    # It is removed before a resumed VM runs.
+    if find_home().instance(name).saved.exists():
+        raise UsageError(f"{name} is suspended", where=name, hint=f"`ktrdr-vm resume {name}` starts it")
 
 
 def _send(connection: socket.socket) -> None:

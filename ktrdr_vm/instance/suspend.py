@@ -80,7 +80,7 @@ def resume(
             raise UsageError(
                 "its VM has ended, and it was not suspended, for example because the host was restarted",
                 where=journal.instance_id,
-                hint="`ktrdr-vm apply` starts an interactive one from its disk; `ktrdr-vm gc` removes a sandbox",
+                hint="`ktrdr-vm apply` starts an interactive one from its disk, and creates a sandbox again",
             )
         if _find_state(loaded) == "paused":
             # QEMU pauses it when a write fails for lack of space, the guard when the host has little space left.
