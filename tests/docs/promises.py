@@ -27,6 +27,7 @@ PAGES = (
     "docs/broker.md",
     "docs/telemetry.md",
     "docs/verify.md",
+    "docs/instances.md",
 )
 STORED = Path(__file__).parent / "promises"
 KINDS = {

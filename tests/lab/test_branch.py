@@ -187,6 +187,7 @@ def test_three_ways_from_here(
         opened.append(by_command.load())
         assert _shell(opened[-1], "cat /root/file /run/file; hostname") == f"kept\nmemory\n{words[2]}\n"
         assert _shell(opened[-1], "cat /run/secrets/canary") == "of-the-shell"
+        assert _shell(opened[-1], "grep ^KTRDR_INSTANCE_ID= /etc/environment") == f"KTRDR_INSTANCE_ID={words[2]}\n"
         assert command.run(lab, *words, environment={"KTRDR_LAB_CANARY": "again"}).code == 2
     finally:
         for instance in (by_command, *copies, origin):

@@ -103,6 +103,23 @@ def test_commits_are_a_new_branch_each_time_beside_the_work(home: Path, guest: P
     assert not list(Path("/var/tmp").glob("ktrdr-push-*"))
 
 
+def test_what_is_not_committed_and_what_a_submodule_has_are_not_pushed(home: Path, guest: PushedGuest) -> None:
+    inner = home / "sub"
+    inner.mkdir()
+    git(inner, "init", "-q", "-b", "main")
+    of_submodule = commit(inner, "inner.txt", "of the submodule\n")
+    git(home, "update-index", "--add", "--cacheinfo", f"160000,{of_submodule},sub")
+    git(home, "commit", "-qm", "a submodule")
+    (home / "a.txt").write_text("not committed\n")
+    (home / "staged.txt").write_text("not committed\n")
+    git(home, "add", "staged.txt")
+    push(home, guest, git(home, "rev-parse", "HEAD"))
+    assert git(guest.folder, "ls-tree", "-r", "--name-only", "review/1").split() == ["a.txt", "sub"]
+    assert git(guest.folder, "show", "review/1:a.txt") == "one"
+    found = subprocess.run(["git", "cat-file", "-e", of_submodule], cwd=guest.folder, check=False, capture_output=True)
+    assert found.returncode != 0
+
+
 def test_only_what_is_new_is_sent_and_a_guest_cannot_probe_the_host(home: Path, guest: PushedGuest) -> None:
     secret = git(home, "commit-tree", "-m", "elsewhere", "HEAD^{tree}")
     fix = commit(home, "fix.txt", "x\n")

@@ -82,7 +82,9 @@ def test_what_ran_goes_on_behind_the_same_wall(
             said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
             assert identity.tap not in said and identity.table not in said
         assert canary not in paths.saved.read_bytes()
-        assert paths.saved.stat().st_mode & 0o077 == 0
+        found_state = paths.saved.stat()
+        assert (found_state.st_mode & 0o077, found_state.st_uid) == (0, 0)
+        assert 0 < found_state.st_blocks * 512 < plan.profile.resources.memory << 20, "what the guest has not used"
         [found] = [found for found in find_instances(lab.home, libvirt) if found.instance_id == identity.instance_id]
         assert (found.state, found.note, found.kept) == ("suspended", "", True)
         assert {row.kind: (row.exists, row.differences) for row in loaded.status()} == dict.fromkeys(

@@ -21,7 +21,7 @@ from ktrdr_vm.egress import client
 from ktrdr_vm.errors import ProvisionError, UsageError
 from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.guest.push import Push, Pushed
-from ktrdr_vm.host.journal import Journal
+from ktrdr_vm.host.journal import Journal, locked
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.base import Target
@@ -93,6 +93,21 @@ def calls(home: Home, expect: str) -> dict[str, Callable[[], Any]]:
 def test_a_command_runs_if_nothing_has_changed(home: Home, command: str, expect: str) -> None:
     done = calls(home, expect)[command]()
     assert done.exception is None and len(GUEST) == 1, done.output
+
+
+def test_a_push_goes_beside_a_run_that_holds_the_instance(home: Home) -> None:
+    with locked(home.lock("one"), "the run"):
+        done = call("push", "one", "--comments", __file__)
+    assert done.exception is None and len(GUEST) == 1
+
+
+def test_a_push_prints_the_branch_and_the_file(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed = Pushed("review/3", "a" * 40, True, ".ktrdr/review/2.md")
+    monkeypatch.setattr(push_run, "push_to", lambda *_: pushed)
+    assert call("push", "one", "--comments", __file__).stdout.splitlines() == [
+        "aaaaaaaaaaaa  review/3  created",
+        "comments  .ktrdr/review/2.md",
+    ]
 
 
 @pytest.mark.parametrize("command", ["exec", "gate", "push"])

@@ -3,14 +3,16 @@ original."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ktrdr_vm.approvals.apply import approve
-from ktrdr_vm.errors import GuestError, KtrdrError, UsageError
+from ktrdr_vm.errors import GuestError, HostError, KtrdrError, UsageError
 from ktrdr_vm.escalation.packet import parse_packet
 from ktrdr_vm.escalation.store import Answer
 from ktrdr_vm.guest.agent import wait_agent
@@ -23,8 +25,11 @@ from ktrdr_vm.instance.branch import HostInputs, branch
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.suspend import end_branching
+from ktrdr_vm.plan.facts import HotplugReserve, TemplateFacts
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 
+# The fixture replaces it.
+CREATE = module._create
 COPY = parse_instance_id("copy")
 GIVEN = HostInputs(lambda _: b"anew")
 
@@ -89,15 +94,19 @@ def origin(
     return write
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "copied"), [("tcg", "pause and copy memory"), ("kvm", "copy memory")], ids=["tcg", "kvm"]
+)
 def test_the_original_is_as_before_and_its_secrets_are_taken_before_the_copy(
-    origin: Callable[..., LoadedInstance], machine: Machine
+    origin: Callable[..., LoadedInstance], machine: Machine, accelerator: Any, copied: str
 ) -> None:
     loaded = origin()
+    loaded.plan = replace(loaded.plan, facts=replace(loaded.plan.facts, accelerator=accelerator))
     made = branch(loaded, [COPY], GIVEN)
     assert machine.log == [
         "touch memory",
         "take secrets",
-        "pause and copy memory",
+        copied,
         "copy disk",
         "resume",
         "set clock",
@@ -127,6 +136,62 @@ def test_what_cannot_be_branched_is_not_touched(
     with pytest.raises(UsageError, match=message):
         branch(origin(document, **fields), [COPY], GIVEN)
     assert machine.log == []
+
+
+@pytest.mark.parametrize(
+    ("lending", "message"),
+    [
+        (HotplugReserve(mounts=True), "prepared for one"),
+        (HotplugReserve(vcpus=4, memory=4096), "prepared for hot-plugged vCPUs"),
+    ],
+)
+def test_one_that_is_prepared_for_loans_is_not_branched(
+    origin: Callable[..., LoadedInstance], machine: Machine, lending: HotplugReserve, message: str
+) -> None:
+    loaded = origin()
+    loaded.plan = replace(loaded.plan, facts=replace(loaded.plan.facts, lending=lending))
+    with pytest.raises(UsageError, match=message):
+        branch(loaded, [COPY], GIVEN)
+    assert machine.log == []
+
+
+def test_a_host_without_the_memory_or_the_disk_for_all_copies_is_left_alone(
+    origin: Callable[..., LoadedInstance], machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_root: Path, memory: int, *, guests: int, disk: int) -> None:
+        # The memory once as a file; the disk once as the source of the copies, and once for each of them.
+        assert guests == 3 and disk == memory + 4 * 100
+        raise HostError("not enough", where="x", hint="y")
+
+    monkeypatch.setattr(module, "require_capacity", refuse)
+    loaded = origin()
+    os.truncate(loaded.paths.overlay, 100 << 20)
+    with pytest.raises(HostError, match="not enough"):
+        branch(loaded, [COPY, parse_instance_id("second"), parse_instance_id("third")], GIVEN)
+    assert machine.log == [] and not loaded.paths.branching.exists()
+
+
+def test_a_copy_is_kept_once_it_is_complete_and_never_before(
+    origin: Callable[..., LoadedInstance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`gc` removes an unfinished copy of a sandbox."""
+    origin_of_it = origin(mode="sandbox")
+    copy = Instance(origin_of_it.home, COPY, origin_of_it.libvirt)
+    monkeypatch.setattr(module, "copy_boot_files", lambda *_: None)
+    monkeypatch.setattr(module.process, "run", lambda words, **_: Path(words[-1]).touch())
+    monkeypatch.setattr(module, "sweep_secrets", lambda _: None)
+    monkeypatch.setattr(module, "open_template", lambda *_: TemplateFacts("t", "/t"))
+    monkeypatch.setattr("ktrdr_vm.instance.loaded.open_template", lambda *_: TemplateFacts("t", "/t"))
+    monkeypatch.setattr(Instance, "_require_nothing_left", lambda _: None)
+    monkeypatch.setattr("ktrdr_vm.instance.instance.find_free_slot", lambda _: 1)
+    monkeypatch.setattr(LoadedInstance, "create", lambda *_, **__: None)
+    monkeypatch.setattr(LoadedInstance, "connect", lambda *_, **__: None)
+    seen: list[bool] = []
+    monkeypatch.setattr(module, "personalize", lambda *_: seen.append(copy.is_kept()))
+    monkeypatch.setattr(LoadedInstance, "complete", lambda *_, **__: seen.append(copy.is_kept()))
+    CREATE(origin_of_it, copy, tmp_path, GIVEN, lambda *_: None)
+    assert seen == [False, False] and copy.is_kept()
+    assert copy.require_journal().mode == "sandbox"
 
 
 def test_a_restarted_machine_is_not_branched(origin: Callable[..., LoadedInstance], machine: Machine) -> None:

@@ -15,10 +15,11 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.inventory import Found
-from ktrdr_vm.instance.snapshot import list_snapshots, remove_snapshot
+from ktrdr_vm.instance.snapshot import find_snapshot, list_snapshots, remove_snapshot
 from ktrdr_vm.plan.domain_memory import drop_incoming
 from ktrdr_vm.plan.domain_xml import render_domain, render_template_domain
 from ktrdr_vm.plan.facts import PLACEHOLDER, Facts, ImageFacts, TemplateFacts
+from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.model import ImageRef, Profile, Size
 
 ONE = parse_instance_id("one")
@@ -128,3 +129,32 @@ def test_half_a_snapshot_is_none_and_a_name_is_no_path(tmp_path: Path) -> None:
     for name in ("..", "../..", ".new-a", "b/../b", ""):
         assert not remove_snapshot(home, "one", name)
     assert remove_snapshot(home, "one", "b") and not (place / "b").exists()
+
+
+def test_a_snapshot_fits_its_image_and_its_disk_only(tmp_path: Path) -> None:
+    home, profile = Home(tmp_path), replace(PROFILE, resources=Size(disk=2048))
+    manifest = {
+        "instance_id": "one",
+        "name": "a",
+        "image": "0" * 64,
+        "disk": 2048,
+        "template": "",
+        "created_at": "t",
+        "size": 1,
+    }
+    place = home.instance("one").snapshots / "a"
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    plan = Plan(profile, FACTS, parse_instance_id("other"), {})
+    assert find_snapshot(home, "one@a", plan) is None, "its disk has no template beneath"
+    # Everything else is of the new profile.
+    grown = replace(profile, resources=replace(profile.resources, vcpus=7, memory=9000))
+    assert find_snapshot(home, "one@a", replace(plan, profile=grown)) is None
+    image = replace(FACTS.image, digest="1" * 64)
+    for wrong in (
+        replace(plan, profile=replace(profile, resources=replace(profile.resources, disk=4096))),
+        replace(plan, facts=replace(FACTS, image=image)),
+    ):
+        with pytest.raises(UsageError, match="the profile asks for") as refused:
+            find_snapshot(home, "one@a", wrong)
+        assert "keeps the image and the disk" in refused.value.hint

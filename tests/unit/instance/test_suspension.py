@@ -17,6 +17,7 @@ from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance import suspend as suspension
 from ktrdr_vm.instance.loaded import LoadedInstance
 from ktrdr_vm.instance.resources.base import Target
+from ktrdr_vm.instance.resources.mount import Mount
 from ktrdr_vm.plan.facts import Allocation
 
 ONE = parse_instance_id("one")
@@ -163,6 +164,29 @@ def test_a_guest_that_keeps_a_secret_runs_on(tmp_path: Path) -> None:
     resume(machine)
     assert "restore" not in machine.log and machine.log[-1] == "+secrets"
     assert machine.journal.state == "awake"
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_mount_goes_after_the_secrets_and_one_that_stays_keeps_the_machine_running(
+    tmp_path: Path, keeps: bool
+) -> None:
+    machine = Machine(tmp_path, "awake", "running", saved=False)
+
+    class Folder(Mount):
+        def detach(self, **_: object) -> None:
+            if keeps:
+                raise GuestError("it is busy", where="one", hint="look")
+            machine.log.append("-mount")
+
+    parts = machine.open_resources()
+    machine.open_resources = lambda *_: (*parts, Folder(machine.target, None, "0", None))  # type: ignore[method-assign]
+    if keeps:
+        with pytest.raises(ProvisionError, match="keeps running: it is busy"):
+            suspend(machine)
+        assert machine.log == ["-secrets"] and machine.domain == "running"
+    else:
+        suspend(machine)
+        assert machine.log[:3] == ["-secrets", "-mount", "save"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ made anew."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.errors import UsageError
+from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.host.accelerator import Accelerator
 from ktrdr_vm.host.journal import Journal, read_journal
 from ktrdr_vm.host.libvirt_binding import DomainState
@@ -22,8 +24,10 @@ from ktrdr_vm.plan.facts import Facts, ImageFacts
 from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.policy.owner_policy import OwnerPolicy
 from ktrdr_vm.profile.load import build_profile
+from ktrdr_vm.run import provision
 from ktrdr_vm.run.listener import Options
 from ktrdr_vm.run.provision import Provisioner
+from tests.fakes.guest import FakeGuest
 from tests.fakes.libvirt import FakeLibvirt, make_domain
 
 
@@ -53,11 +57,11 @@ class Following:
         context: Any = SimpleNamespace(run_id="r")
         sampler: Any = None
         options = Options(restart=restart)
-        self._provisioner = Provisioner(gathered, home, self.instance, context, options, sampler, name="base")
+        self.provisioner = Provisioner(gathered, home, self.instance, context, options, sampler, name="base")
 
     def apply(self) -> None:
         journal = self.instance.require_journal()
-        self._provisioner._create(journal, plan_from_json(journal.plan), None, self.recorder)
+        self.provisioner._create(journal, plan_from_json(journal.plan), None, self.recorder)
 
 
 @pytest.fixture
@@ -122,3 +126,22 @@ def test_a_sandbox_that_was_kept_is_destroyed_and_made_anew(
     with pytest.raises(Applied) as begun:
         following.apply()
     assert destroyed == ["one"] and begun.value.args == (None,)
+
+
+@pytest.mark.parametrize(
+    ("mode", "has", "copied"), [("interactive", True, False), ("interactive", False, True), ("sandbox", True, True)]
+)
+def test_the_workspace_of_an_interactive_instance_is_copied_once(
+    home: Home, monkeypatch: pytest.MonkeyPatch, mode: str, has: bool, copied: bool
+) -> None:
+    document = {"mode": mode, "workspace": {"source": ".", "target": "/workspace"}}
+    following = Following(home, document, DomainState.RUNNING)
+    following.recorder.phase = lambda *_, **__: contextlib.nullcontext()
+    workspace: Any = following.provisioner._plan.profile.workspace
+    done: list[object] = []
+    monkeypatch.setattr(provision, "copy_in", lambda _, into, *__, **___: done.append(into))
+    guest = FakeGuest(lambda ran: GuestResult(0 if has else 1, b"", b""))
+    repository: Any = None
+    following.provisioner._provide_workspace(repository, workspace, guest, following.recorder)
+    assert done == ([workspace] if copied else [])
+    assert any("exists and is not changed" in line for line in following.said) is not copied

@@ -1,0 +1,20 @@
+"""The guide in the guest tells an agent where a person leaves commits and comments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ktrdr_vm.guest.guide import render_guide
+from ktrdr_vm.guest.push import REVIEWS
+from ktrdr_vm.identity import parse_instance_id
+from ktrdr_vm.plan.facts import Facts, ImageFacts
+from ktrdr_vm.plan.plan import Plan
+from ktrdr_vm.profile.load import build_profile
+
+
+def test_it_names_the_branches_and_the_folder_of_a_review() -> None:
+    document: dict[str, Any] = {"version": 1, "name": "n", "image": "i", "workspace": {"target": "/work"}}
+    facts = Facts("tcg", "/e", "m", "/home", ImageFacts("i", "d" * 64, "/i"))
+    guide = render_guide(Plan(build_profile(document), facts, parse_instance_id("one"), document))
+    assert REVIEWS == ".ktrdr/review"
+    assert "`review/1`, `review/2`" in guide and "/work/.ktrdr/review/" in guide
