@@ -94,7 +94,10 @@ class RunDirectory:
         with console.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - MAX_CONSOLE))
-            self.write(name, self.mask(file.read().decode("utf-8", "replace")))
+            text = self.mask(file.read().decode("utf-8", "replace"))
+        # A byte that is no text becomes three.
+        kept = text.encode("utf-8", "backslashreplace")[-MAX_CONSOLE:]
+        self.write(name, kept.decode("utf-8", "ignore"))
 
     def close(self) -> None:
         """Give everything to the user. After that, nothing in it is opened by path."""

@@ -54,14 +54,20 @@ def collect_runs(home: Home, *, dry_run: bool) -> list[dict[str, str]]:
 
 
 def remove_old_runs(runs: Path, keep: int) -> list[Path]:
-    """Keep the newest `keep` runs of an instance_id, and as many artifacts of `gate`; return what was removed."""
+    """Keep the newest `keep` runs of an instance_id, and as many artifacts of `gate`; return what was removed.
+
+    The run that `latest` names has just ended, whatever the clock said when it began, and stays.
+    """
     if not runs.is_dir():
         return []
+    latest = ""
+    with contextlib.suppress(OSError):
+        latest = (runs / "latest").readlink().name
     found = sorted((path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()), reverse=True)
     gates = [path for path in found if path.name.startswith("gates-")]
     old = [path for path in found if path not in gates][keep:] + gates[keep:]
     removed = []
-    for path in old:
+    for path in (path for path in old if path.name != latest):
         # One that cannot be removed, because its owner changes it or mounts something in it, is left for `gc`.
         with contextlib.suppress(OSError):
             remove_run(path)

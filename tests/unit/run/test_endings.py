@@ -16,6 +16,7 @@ import pytest
 
 from ktrdr_vm.cli.progress import show_resource
 from ktrdr_vm.errors import UsageError
+from ktrdr_vm.evidence import run_directory
 from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.host.accelerator import Accelerator
 from ktrdr_vm.host.journal import Journal
@@ -174,6 +175,26 @@ def test_what_gates_fetched_does_not_push_out_the_runs(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     remove_old_runs(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20260101T000000Z-bbbb", *names[2:4]]
+
+
+def test_a_run_of_a_clock_that_was_set_back_is_not_removed_at_its_end(tmp_path: Path) -> None:
+    names = [f"2026010{number}T000000Z-aaaa" for number in range(1, 5)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / "latest").symlink_to(names[0])
+    remove_old_runs(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [names[0], *names[2:], "latest"]
+
+
+def test_a_console_log_is_its_end_whatever_the_guest_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_directory, "MAX_CONSOLE", 1000)
+    directory = RunDirectory(tmp_path / "runs/one/r", "one", (os.getuid(), os.getgid()), str)
+    console = tmp_path / "console"
+    for content in (b"x" * 3000, b"\xff" * 3000, "é€".encode() * 900):
+        console.write_bytes(content + b"the end")
+        directory.keep_console(console)
+        kept = (directory.path / "console.log").read_bytes()
+        assert 990 < len(kept) <= 1000 and kept.endswith(b"the end")
 
 
 def test_links_in_a_run_directory_are_not_followed_when_it_is_handed_over(tmp_path: Path) -> None:
