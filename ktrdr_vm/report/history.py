@@ -58,7 +58,7 @@ class RunRow:
 
 @dataclass(frozen=True)
 class FlakyTask:
-    """A task that both passed and failed on one commit."""
+    """A task that passed in one run and failed in another one of the same commit. `judged` and `failures` are runs."""
 
     gate: str
     name: str
@@ -204,11 +204,16 @@ def _find_flaky(runs: Iterable[RunRow]) -> tuple[FlakyTask, ...]:
     """Tasks with both outcomes on one commit of one profile; the most failures first."""
     counts: dict[tuple[str, str, str, str], list[int]] = {}
     for row in runs:
+        # A gate can have several tasks of one name; in this run they passed or failed together.
+        failed: dict[tuple[str, str, str, str], bool] = {}
         for task in row.tasks:
             if task.commit:
-                count = counts.setdefault((row.profile, task.gate, task.name, task.commit), [0, 0])
-                count[0] += 1
-                count[1] += task.failed
+                key = (row.profile, task.gate, task.name, task.commit)
+                failed[key] = failed.get(key, False) or task.failed
+        for key, did in failed.items():
+            count = counts.setdefault(key, [0, 0])
+            count[0] += 1
+            count[1] += did
     found = [
         FlakyTask(gate, name, commit, all_, failed)
         for (_, gate, name, commit), (all_, failed) in counts.items()

@@ -4,6 +4,7 @@ escalations."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -78,6 +79,14 @@ def test_a_task_with_both_outcomes_on_one_commit_is_flaky() -> None:
     assert [(task.name, task.commit, task.judged, task.failures) for task in found.flaky] == [
         ("tests pass", "c1", 3, 1)
     ]
+
+
+def test_two_tasks_of_one_name_are_not_flaky_in_one_run() -> None:
+    run = make_run(1, "failed", task="failed")
+    [gate] = run.gates
+    both = replace(run, gates=(replace(gate, tasks=(replace(gate.tasks[0], outcome="ok"), *gate.tasks)),))
+    assert history(both).flaky == () == history(both, replace(both, run_id="r2")).flaky
+    assert [(task.judged, task.failures) for task in history(both, make_run(2)).flaky] == [(2, 1)]
 
 
 def test_after_a_workload_the_judged_commit_counts() -> None:
