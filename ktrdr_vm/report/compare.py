@@ -29,6 +29,9 @@ def compare_reports(now: RunReport, before: RunReport) -> tuple[Difference, ...]
 
 
 def _outcomes(now: RunReport, before: RunReport) -> Iterator[Difference]:
+    # With the same gates, a run can have ended with an error or an interrupt.
+    if now.outcome != before.outcome:
+        yield Difference("outcome", f"run: {before.outcome} → {now.outcome}", now.outcome != "passed")
     new, old = _steps(now), _steps(before)
     for name, (outcome, _) in new.items():
         was = old[name][0] if name in old else "missing"

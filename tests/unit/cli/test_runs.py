@@ -60,6 +60,13 @@ def test_the_measures_come_first_and_what_cannot_be_read_is_said(home: Path) -> 
     assert json.loads(run("--json").stdout)["unread"] == [str(home / "runs/demo/20260104")]
 
 
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(("now", "before", "code"), [("20260101", "20260102", 1), ("20260102", "20260101", 0)])
+def test_a_comparison_ends_with_1_if_something_is_worse(now: str, before: str, code: int) -> None:
+    words = ["report", "demo", "--run", now, "--against", before]
+    assert CliRunner().invoke(cli, words, standalone_mode=False).return_value == code
+
+
 def test_it_writes_a_page(home: Path) -> None:
     assert "page" in run("demo", "--html", str(home / "page.html")).stdout
     assert "Runs: demo" in (home / "page.html").read_text()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from ktrdr_vm.report.compare import compare_reports
 from ktrdr_vm.report.json import decode_report, render_report_json
@@ -40,6 +43,14 @@ def test_what_newly_fails_or_is_gone_is_worse_and_what_is_mended_is_not() -> Non
     before = report(task("a"), task("b", "failed"), task("c"))
     assert texts(now, before, worse=True) == ["gate unit: a: ok → failed", "gate unit: c: ok → missing"]
     assert texts(now, before, worse=False) == ["gate unit: b: failed → ok"]
+
+
+@pytest.mark.parametrize("outcome", ["error", "interrupted", "failed", "escalated"])
+def test_a_run_that_did_not_pass_is_worse_with_the_same_gates(outcome: Any) -> None:
+    before = report(task("a"))
+    now = replace(before, outcome=outcome)
+    assert texts(now, before, worse=True) == [f"run: passed → {outcome}"] and texts(now, before, worse=False) == []
+    assert texts(before, now, worse=False) == [f"run: {outcome} → passed"]
 
 
 def test_slower_counts_only_when_it_is_by_much() -> None:
