@@ -28,6 +28,7 @@ PAGES = (
     "docs/telemetry.md",
     "docs/verify.md",
     "docs/instances.md",
+    "docs/report.md",
 )
 STORED = Path(__file__).parent / "promises"
 KINDS = {

@@ -100,6 +100,14 @@ def test_until_retries_and_delay(gate: Any) -> None:
     assert result.tasks[1].message == "3"
     assert gate.clock.time == 14
     assert [event["attempt"] for event in gate.events if event["event"] == "task_retried"] == [1, 2]
+    fields = {event["event"]: set(event) - {"event", "gate", "time"} for event in gate.events}
+    assert fields == {
+        "gate_started": set(),
+        "task_started": {"task", "module", "where"},
+        "task_retried": {"task", "attempt", "of"},
+        "task_finished": {"task", "module", "outcome", "changed", "duration_s", "message"},
+        "gate_finished": {"outcome", "duration_s", "message"},
+    }
 
 
 @pytest.mark.parametrize(("retries", "calls"), [("retries: 2", 3), ("", 4), ("retries: 0", 1)])
