@@ -90,9 +90,9 @@ class DetachedEngine:
         return {}
 
     def cancel(self, spool: Spool, state: RequestState) -> None:
-        """An attempt that runs polls for the mark. One that waits is not going to begin, because it reads the mark
-        first."""
-        if state.state == "waiting":
+        """An attempt that runs polls for the mark, also one that began since its state was read, and leaves its
+        evidence. One that waits is not going to begin, because it reads the mark first."""
+        if state.state == "waiting" and spool.count_attempts(state.request_id) == state.attempt:
             spool.end_early(state.request_id)
 
     def find_way(self, spool: Spool, request_id: str) -> tuple[str, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -216,14 +218,29 @@ def _find_environment() -> dict[str, str]:
 
 
 def make_spool(root: str) -> Spool:
-    """The spool of this user in the shared folder of a cluster. HostError if the folder does not exist."""
+    """The spool of this user in the shared folder of a cluster. HostError if the folder does not exist, or if another
+    user could put their requests in its place: a job would run them as this user."""
     shared = Path(root)
     if not shared.is_dir():
         raise HostError(
             "the spool does not exist here",
             where=root,
-            hint="create it on the shared file system, writable for its users",
+            hint="create it on the shared file system, writable for its users, with mode 1777",
+        )
+    mode = shared.stat().st_mode
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        raise HostError(
+            "other users can replace your folder in the spool", where=root, hint=f"its owner sets `chmod +t {root}`"
         )
     folder = shared / str(os.geteuid())
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+        raise HostError(
+            "your folder in the spool was made by another user",
+            where=str(folder),
+            hint="the owner of the spool removes it, or name another spool in places.yaml",
+        )
     make_private(folder)
     return Spool(folder)

@@ -15,12 +15,12 @@ import pytest
 from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.host.process import Completed
 from ktrdr_vm.places import slurm
-from ktrdr_vm.places.engine import mark_started
+from ktrdr_vm.places.engine import DetachedEngine, mark_started
 from ktrdr_vm.places.filenames import CANCEL, LEASE
 from ktrdr_vm.places.lease import Lease
 from ktrdr_vm.places.request import Request
 from ktrdr_vm.places.request_state import find_pid_namespace, write_outcome
-from ktrdr_vm.places.slurm import SlurmEngine, make_spool
+from ktrdr_vm.places.slurm import SlurmEngine, _find_environment, make_spool
 from ktrdr_vm.places.spool import Spool
 
 Make = Callable[..., Request]
@@ -215,6 +215,17 @@ def test_each_node_is_warmed_up(spool: Spool, receive: Callable[..., Request], p
     assert "--nodelist" not in engine.render_script(spool, [receive()])
 
 
+def test_an_attempt_that_has_just_begun_ends_itself(spool: Spool, receive: Callable[..., Request]) -> None:
+    """Recorded as cancelled while it waited, it would have no evidence."""
+    request, engine = receive(), DetachedEngine(["ktrdr-vm"])
+    mark_started(spool.request(request.request_id), kind="process")
+    before = spool.state(request.request_id)
+    assert before.state == "waiting"
+    begin_attempt(spool, request, 1, pid=os.getpid())
+    engine.cancel(spool, before)
+    assert spool.state(request.request_id).state == "running"
+
+
 def test_a_waiting_job_is_cancelled(spool: Spool, receive: Callable[..., Request], programs: Programs) -> None:
     request, engine = receive(), SlurmEngine("ktrdr-vm")
     engine.start(spool, [request], {})
@@ -266,5 +277,37 @@ def test_a_cluster_without_the_resource_is_said(answer: tuple[int, str, str], mi
 
 def test_the_spool_of_a_cluster_is_one_a_user(tmp_path: Path) -> None:
     assert make_spool(str(tmp_path)).root == tmp_path / str(os.geteuid())
+    assert (tmp_path / str(os.geteuid())).stat().st_mode & 0o777 == 0o700
     with pytest.raises(HostError, match="does not exist"):
         make_spool(str(tmp_path / "nothing"))
+
+
+def test_a_folder_that_another_user_can_replace_is_no_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job would run, as this user, the request that is in its place by then."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    for folder in (shared, own):
+        folder.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(HostError, match="other users can replace") as refused:
+        make_spool(str(shared))
+    assert "chmod +t" in refused.value.hint and list(shared.iterdir()) == []
+    shared.chmod(0o1777)
+    mine = shared / str(os.geteuid())
+    for target in (own, tmp_path / "nowhere"):
+        mine.symlink_to(target)
+        with pytest.raises(HostError, match="made by another user"):
+            make_spool(str(shared))
+        mine.unlink()
+    assert make_spool(str(shared)).root == mine
+    # As the next user, who finds a folder that this one has made.
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    (shared / "12345").mkdir()
+    with pytest.raises(HostError, match="made by another user"):
+        make_spool(str(shared))
+
+
+def test_the_programs_of_slurm_get_nothing_else_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USER", "LOGNAME", "SLURM_CONF", "SBATCH_EXPORT", "LD_PRELOAD", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    assert {"HOME", "USER", "LOGNAME", "SLURM_CONF"} <= _find_environment().keys()
+    assert all(name in ("HOME", "USER", "LOGNAME") or name.startswith("SLURM_") for name in _find_environment())
