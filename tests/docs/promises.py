@@ -29,6 +29,7 @@ PAGES = (
     "docs/verify.md",
     "docs/instances.md",
     "docs/report.md",
+    "docs/places.md",
 )
 STORED = Path(__file__).parent / "promises"
 KINDS = {

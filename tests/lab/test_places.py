@@ -81,6 +81,9 @@ def test_apply_there_is_apply_here(far: Far) -> None:
     assert "task 4" in far.said and "finished" in far.said
     [state] = json.loads(far.call("queue", "--json"))
     assert (state["state"], state["attempt"], state["exit_code"], state["place"]) == ("finished", 1, 0, "far")
+    origin = json.loads((find_run(far, "demo") / "origin.json").read_text())
+    assert (origin["place"], origin["request_id"], origin["attempt"]) == ("far", state["request_id"], 1)
+    assert origin["node"] == state["node"] == os.uname().nodename
     [attempt] = (far.home / "spool" / "requests").glob("*/attempts/1")
     # The evidence that was copied while it happened, and nothing of a secret in it.
     assert len((attempt / "events.jsonl").read_text().splitlines()) > 5
@@ -295,6 +298,24 @@ def test_what_cannot_run_there_is_refused_at_submit(far: Far) -> None:
     far.call("submit", "--on", "far", code=2)
     assert "interactive" in far.said and "mount" in far.said
     assert far.count_runs() == 1
+
+
+def test_a_repository_that_cannot_be_sent_whole_is_refused(far: Far) -> None:
+    inner = far.place / "inner"
+    subprocess.run(["git", "clone", "--quiet", str(far.repository), str(inner)], check=True)
+    allow = ("-c", "protocol.file.allow=always")
+    far.git(*allow, "submodule", "--quiet", "add", str(inner), "inner")
+    far.git("add", "ktrdr.yaml")
+    far.git("commit", "--quiet", "--message", "a submodule")
+    far.call("submit", "--on", "far", code=2)
+    assert "a workspace with submodules cannot be sent" in far.said
+    far.git("submodule", "--quiet", "deinit", "--force", "inner")
+    [request] = far.call("submit", "--on", "far", "--instance-id", "empty").split()
+    far.call("watch", request)
+    far.git("config", "extensions.partialClone", "origin")
+    far.call("submit", "--on", "far", code=2)
+    assert "a partial clone cannot be sent" in far.said
+    assert far.count_runs() == 1 == len(json.loads(far.call("queue", "--on", "far", "--json")))
 
 
 def test_places_shows_and_checks(far: Far) -> None:

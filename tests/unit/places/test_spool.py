@@ -203,6 +203,9 @@ def test_several_requests_are_one_array(spool: Spool, receive: Callable[..., Req
         "Pending: Priority",
         "squeue does not list it",
     ]
+    programs.answers["squeue"] = (1, "", "Unable to contact slurm controller")
+    silent = engine.explain(spool, [spool.state(one.request_id) for one in requests])
+    assert set(silent.values()) == {"squeue does not answer: Unable to contact slurm controller"}
 
 
 def test_each_node_is_warmed_up(spool: Spool, receive: Callable[..., Request], programs: Programs) -> None:
