@@ -18,8 +18,16 @@ from ktrdr_vm.places.wire import Lines, LostConnection, check_greeting, parse_er
 
 # What OpenSSH needs of a person's environment: the agent, and the names of the configuration.
 _VARIABLES = ("HOME", "USER", "LOGNAME", "SSH_AUTH_SOCK", "XDG_RUNTIME_DIR", "KRB5CCNAME")
-BATCH = ("-oBatchMode=yes", "-oServerAliveInterval=15", "-oServerAliveCountMax=3", "-oClearAllForwardings=yes")
-"""OpenSSH asks nothing, notices a connection that is gone, and forwards nothing."""
+BATCH = (
+    "-oBatchMode=yes",
+    "-oServerAliveInterval=15",
+    "-oServerAliveCountMax=3",
+    "-oClearAllForwardings=yes",
+    "-oForwardAgent=no",
+    "-oForwardX11=no",
+)
+"""OpenSSH asks nothing, notices a connection that is gone, and forwards nothing: whoever is root at the place could use
+a forwarded agent."""
 _WAITS = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 # Before the first answer, a wrong name or key is likelier than a bad line.
 _FIRST_TRIES = 4

@@ -3,6 +3,7 @@ elsewhere."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from click.testing import CliRunner
 
 from ktrdr_vm.cli import at_place
 from ktrdr_vm.cli.main import cli
-from ktrdr_vm.errors import UsageError
+from ktrdr_vm.errors import HostError, UsageError
 from ktrdr_vm.host.paths import Home
+from ktrdr_vm.places import connection
 from ktrdr_vm.places.book import Book, Entry
 from ktrdr_vm.places.model import Place
 from ktrdr_vm.places.reach import Reach
@@ -120,6 +122,25 @@ def test_the_words_of_openssh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ktrdr_vm.places.reach.process.require_program", lambda name: Path("/usr/bin") / name)
     words = Reach(Place("far", "ssh", "runner@far"), "demo").make_words(["exec", "--", "demo", "echo", "a  b; $x"])
     assert words[:2] == ["/usr/bin/ssh", "-T"] and "-oBatchMode=yes" in words and words[-3:-1] == ["--", "runner@far"]
+    # Before the person's own configuration, which may forward it to each host.
+    assert {"-oForwardAgent=no", "-oForwardX11=no", "-oClearAllForwardings=yes"} <= set(words[: words.index("--")])
     assert words[-1].startswith("ktrdr-vm relay --release ") and words[-1].endswith(
         " demo -- exec -- demo echo 'a  b; $x'"
     )
+
+
+@pytest.mark.parametrize("ssh_config", ["", "/own/config"])
+def test_the_connection_of_a_place_forwards_no_agent(monkeypatch: pytest.MonkeyPatch, ssh_config: str) -> None:
+    started: list[list[str]] = []
+
+    def start(words: list[str], **_: object) -> None:
+        started.append(words)
+        raise HostError("not started", where="x", hint="y")
+
+    monkeypatch.setattr(connection.process, "start", start)
+    with pytest.raises(HostError):
+        connection.SshChannel(Place("far", "ssh", "runner@far", ssh_config=ssh_config))
+    [words] = started
+    options = words[: words.index("--")]
+    assert {"-oForwardAgent=no", "-oForwardX11=no", "-oBatchMode=yes"} <= set(options)
+    assert (("-F", ssh_config) in itertools.pairwise(options)) is bool(ssh_config)
