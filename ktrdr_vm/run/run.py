@@ -33,7 +33,7 @@ from ktrdr_vm.instance.secret_sources import read_source
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.report.mask import SHORT, find_short
 from ktrdr_vm.report.model import GateResult, RunReport, StageName
-from ktrdr_vm.run.checkpoint import Stop, require_stop
+from ktrdr_vm.run.checkpoint import Stop, refuse_stopped, require_stop
 from ktrdr_vm.run.ending import Ending, bring_back, explain_unexpected, suspend_run
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.mask import GrowingMask
@@ -102,6 +102,8 @@ class Run:
                     where="ktrdr-vm apply",
                     hint="choose another --instance-id, or destroy the instance first with `ktrdr-vm destroy`",
                 )
+            if self._stop is None:
+                refuse_stopped(stage.instance)
             report = self._execute_locked(playbooks)
         self._export(report)
         return report

@@ -145,6 +145,29 @@ def test_a_run_that_another_command_has_continued_keeps_its_report(
     assert [path.name for path in written.parent.iterdir()] == ["report.json"]
 
 
+def test_a_new_run_does_not_destroy_one_that_waits_for_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str]
+) -> None:
+    home = Home(tmp_path)
+    home.create()
+    paths = home.instance("one")
+    paths.directory.mkdir()
+    Journal(paths.journal, "one", mode="sandbox").save()
+    write_stop(
+        Instance(home, parse_instance_id("one"), FakeLibvirt()),
+        Stop("p.yaml", str(tmp_path), (), "never", False, "20260101T000000Z-aaaa", "2026-01-01T00:00:00Z", "d", ()),
+    )
+    monkeypatch.setattr(Stage, "provision", lambda *_: None)
+    paths.saved.write_bytes(b"the memory of the agent")
+    with pytest.raises(UsageError, match="stopped at an escalation") as refused:
+        make_run(tmp_path).execute()
+    assert "apply --continue one" in refused.value.hint and destroyed == []
+    # Once it runs again, as with `resume`, it is an instance like any other.
+    paths.saved.unlink()
+    make_run(tmp_path).execute()
+    assert destroyed == ["one"]
+
+
 def test_a_sandbox_never_takes_the_place_of_what_a_person_lives_in(tmp_path: Path, destroyed: list[str]) -> None:
     home = Home(tmp_path)
     home.create()
