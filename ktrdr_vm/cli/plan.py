@@ -92,11 +92,12 @@ def _show_egress(made: Plan) -> None:
     for rule in made.rules:
         weaker = "  (weaker: allows every name below it)" if rule.host.startswith("*.") else ""
         click.echo(escape(f"  egress {rule}{weaker}{'  ' + rule.reason if rule.reason else ''}"))
-    for route in made.profile.limited:
-        what = f"{', '.join(route.methods)} beneath {', '.join(route.paths)}"
-        click.echo(
-            escape(f"  egress {route.host}:443  {what}, at the URL in {route.base_url_env}; no connection of its own")
-        )
+    for rule in made.profile.egress.allow:
+        if (route := rule.requests) is None:
+            continue
+        what = f"{', '.join(route.methods)} beneath {', '.join(route.paths)}, at the URL in {route.base_url_env}"
+        reason = f"  {rule.reason}" if rule.reason else ""
+        click.echo(escape(f"  egress {route.host}:443  {what}; no connection of its own{reason}"))
     for rule in made.rules if made.profile.limited else ():
         if rule.cidr is not None and {80, 443} & set(rule.ports):
             click.echo(

@@ -47,6 +47,13 @@ def test_a_wildcard_is_marked_as_weaker(capsys: pytest.CaptureFixture[str]) -> N
     ]
 
 
+@pytest.mark.parametrize("rule", [{"host": "a.example.com"}, NEAR, LIMITED], ids=["host", "range", "requests"])
+def test_the_reason_of_a_rule_is_shown(rule: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "the build asks it"
+    [line] = [one for one in show(make_plan({**rule, "reason": reason}), capsys) if one.startswith("  egress ")]
+    assert line.endswith(f"  {reason}")
+
+
 def test_a_range_that_may_hold_a_host_of_a_rule_by_method_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     lines = show(make_plan(LIMITED, NEAR, FAR, OTHER), capsys)
     marked = [line.split()[2].partition(":")[0] for line in lines if line.startswith("  ! ") and WARNING in line]
