@@ -30,6 +30,7 @@ PAGES = (
     "docs/instances.md",
     "docs/report.md",
     "docs/places.md",
+    "docs/profile.md",
 )
 STORED = Path(__file__).parent / "promises"
 KINDS = {

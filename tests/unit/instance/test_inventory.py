@@ -11,12 +11,13 @@ import pytest
 
 from ktrdr_vm.errors import BusyError, HostError, ProvisionError, UsageError
 from ktrdr_vm.evidence.reader import read_report
+from ktrdr_vm.host.clock import later
 from ktrdr_vm.host.job import find_job, parse_job
 from ktrdr_vm.host.journal import Journal, is_locked, locked, read_journal
 from ktrdr_vm.host.paths import Home, find_home
 from ktrdr_vm.host.runs import find_run
 from ktrdr_vm.instance import inventory as discovery
-from ktrdr_vm.instance.garbage import collect_garbage, collect_job
+from ktrdr_vm.instance.garbage import collect_expired, collect_garbage, collect_job
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.inventory import find_instances
 from tests.fakes.libvirt import FakeLibvirt, make_domain
@@ -87,6 +88,16 @@ def test_what_is_kept_between_looking_and_locking_stays(
     journal.save()
     monkeypatch.setattr(discovery, "find_instances", lambda *_: found)
     assert collect(home, FakeLibvirt()) == [] == destroyed
+
+
+def test_what_a_command_holds_is_left_until_it_lets_go(home: Home, destroyed: list[str]) -> None:
+    """Its time to live has ended, and nothing else keeps it: it is interactive, and a person wanted it kept."""
+    Journal(add(home, "one"), "one", mode="interactive", kept=True, expires_at=later(-1)).save()
+    with locked(home.lock("one"), "the instance one"):
+        assert collect_expired(home, FakeLibvirt()) == []
+        assert collect(home, FakeLibvirt()) == [] == destroyed
+    assert [row["instance_id"] for row in collect_expired(home, FakeLibvirt())] == ["one"] == destroyed
+    assert collect(home, FakeLibvirt()) == ["one"]
 
 
 def test_a_job_that_has_ended_leaves_none_of_its_instances(home: Home, destroyed: list[str]) -> None:

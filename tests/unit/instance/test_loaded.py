@@ -8,6 +8,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from ktrdr_vm.cli.main import main
 from ktrdr_vm.egress import client
 from ktrdr_vm.errors import ProvisionError, UsageError
+from ktrdr_vm.host.clock import boottime
 from ktrdr_vm.host.journal import Journal, read_journal
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.libvirt_binding import DomainState
@@ -224,6 +226,17 @@ def test_what_was_begun_again_has_the_new_plan_and_one_journal(home: Home, count
     assert (begun.journal.state, begun.journal.run_id) == ("awake", "r2")
     assert counted["journal"] == counted["plan"] == 0
     assert read_journal(instance.paths.journal) == begun.journal
+
+
+def test_what_was_begun_again_has_its_whole_time_to_live(home: Home) -> None:
+    instance = Instance(home, Identity("one"), FakeLibvirt())
+    loaded = instance.load()
+    loaded.journal.live_for(1)
+    first = loaded.journal.expires_at
+    plan = replace(loaded.plan, profile=replace(loaded.plan.profile, ttl=7200))
+    begun = instance.begin(plan, journal=loaded.journal, run_id="r2").journal
+    assert begun.expires_at > first and begun.expires_second - boottime() > 7000
+    assert instance.begin(loaded.plan, journal=begun, run_id="r3").journal.expires_at == ""
 
 
 @pytest.mark.parametrize("state", list(DomainState))

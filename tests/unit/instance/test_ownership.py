@@ -66,6 +66,31 @@ def test_a_persons_disk_is_not_made_empty_because_the_image_changed(
     assert target.paths.overlay.read_bytes() == b"a week of work"
 
 
+def test_a_disk_is_an_overlay_of_the_size_in_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A qcow2 file without preallocation: it takes what the guest writes."""
+    target = make_target(tmp_path, FakeLibvirt())
+    target.paths.overlay.parent.mkdir(parents=True)
+    blueprint: Any = SimpleNamespace(
+        template=None,
+        disk="",
+        plan=SimpleNamespace(
+            profile=SimpleNamespace(mode="sandbox", resources=SimpleNamespace(disk=20480)),
+            facts=SimpleNamespace(image=SimpleNamespace(disk="/image", disk_format="raw", boot="disk")),
+        ),
+    )
+    ran: list[list[str]] = []
+
+    def run(words: list[Any], **_: object) -> None:
+        ran.append([str(word) for word in words])
+        Path(words[-2]).touch()
+
+    monkeypatch.setattr("ktrdr_vm.instance.resources.overlay.process.run", run)
+    Overlay(target, blueprint).create()
+    partial = str(target.paths.overlay.with_suffix(".partial"))
+    assert ran == [["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/image", partial, "20480M"]]
+    assert target.paths.overlay.stat().st_mode & 0o777 == 0o600
+
+
 def test_what_is_somebody_elses_is_neither_residue_nor_to_be_removed_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,15 @@ def test_common_names_are_plain(branch: str, plain: str) -> None:
     assert derive_instance_id("r", branch).instance_id == plain
 
 
+@pytest.mark.parametrize(("repository", "plain"), [("app", ["fix/login-it"]), ("App", []), ("a_pp", [])])
+def test_one_branch_at_most_is_plain_and_each_other_ends_with_a_digest(repository: str, plain: list[str]) -> None:
+    branches = ["fix/login-it", "fix-login-it", "fix-login/it", "fix/login/it", "Fix/login-it", "fix_login-it"]
+    found = {branch: derive_instance_id(repository, branch).instance_id for branch in branches}
+    marked = [branch for branch in branches if re.fullmatch(r"a-?pp--fix-login-it-[0-9a-f]{6}", found[branch])]
+    assert [branch for branch in branches if branch not in marked] == plain
+    assert all(found[branch] == "app--fix-login-it" for branch in plain)
+
+
 def test_names_differ_between_instances_and_marks_between_homes() -> None:
     identities = [parse_instance_id(f"i{number}") for number in range(2000)]
     for derived in ("token", "tap", "table", "domain", "uuid", "ref_prefix"):
