@@ -115,7 +115,7 @@ def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Probl
             problems.append(document.problem(("extends",), "the profile extends itself"))
             return chain
         if len(chain) > MAX_EXTENDS:
-            problems.append(document.problem(("extends",), f"more than {MAX_EXTENDS} profiles extend each other"))
+            problems.append(document.problem(("extends",), f"it extends more than {MAX_EXTENDS} profiles"))
             return chain
 
 
