@@ -412,6 +412,7 @@ def test_evidence_s_digests_go_with_it(made: Made) -> None:
     from ktrdr_vm.host.run_removal import remove_old_runs
 
     assert list((made.home.root / "digests").rglob("*.json"))
+    (made.run.parent / "latest").unlink()  # the newest run stays
     remove_old_runs(made.run.parent, 0)
     assert not list((made.home.root / "digests").rglob("*.json"))
     hand_over(create_run(made.home, "one", "r9"), PERSON)
