@@ -13,8 +13,8 @@ from ktrdr_vm.profile.load import build_profile
 
 
 def test_it_names_the_branches_and_the_folder_of_a_review() -> None:
-    document: dict[str, Any] = {"version": 1, "name": "n", "image": "i", "workspace": {"target": "/work"}}
+    document: dict[str, Any] = {"version": 1, "name": "n", "image": "i", "workspace": {"target": "/project"}}
     facts = Facts("tcg", "/e", "m", "/home", ImageFacts("i", "d" * 64, "/i"))
     guide = render_guide(Plan(build_profile(document), facts, parse_instance_id("one"), document))
     assert REVIEWS == ".ktrdr/review"
-    assert "`review/1`, `review/2`" in guide and "/work/.ktrdr/review/" in guide
+    assert "`review/1`, `review/2`" in guide and "/project/.ktrdr/review/" in guide

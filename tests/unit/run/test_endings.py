@@ -118,25 +118,31 @@ def test_half_a_line_of_the_ledger_is_left_out(
     )
 
 
-@pytest.mark.parametrize("meanwhile", ["destroyed", "stopped again"])
-def test_a_run_that_another_command_has_continued_keeps_its_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str], meanwhile: str
-) -> None:
-    """The checkpoint is read before the lock is taken, which the other command may hold until the run has ended."""
+def make_stopped(tmp_path: Path) -> tuple[Instance, Stop]:
+    """A sandbox whose run stopped at an escalation, and its checkpoint."""
     home = Home(tmp_path)
     home.create()
     paths = home.instance("one")
     paths.directory.mkdir()
     Journal(paths.journal, "one", mode="sandbox").save()
-    read = Stop("p.yaml", str(tmp_path), (), "never", False, "20260101T000000Z-aaaa", "2026-01-01T00:00:00Z", "d", ())
+    stop = Stop("p.yaml", str(tmp_path), (), "never", False, "20260101T000000Z-aaaa", "2026-01-01T00:00:00Z", "d", ())
     instance = Instance(home, parse_instance_id("one"), FakeLibvirt())
-    write_stop(instance, read)
+    write_stop(instance, stop)
+    return instance, stop
+
+
+@pytest.mark.parametrize("meanwhile", ["destroyed", "stopped again"])
+def test_a_run_that_another_command_has_continued_keeps_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str], meanwhile: str
+) -> None:
+    """The checkpoint is read before the lock is taken, which the other command may hold until the run has ended."""
+    instance, read = make_stopped(tmp_path)
     monkeypatch.setattr(Stage, "resume", lambda *_: pytest.fail("it was resumed"))
     waiting = make_run(tmp_path, stop=read_stop(instance))
-    written = create_run(home, "one", read.run_id) / "report.json"
+    written = create_run(Home(tmp_path), "one", read.run_id) / "report.json"
     written.write_text("of the other command")
     if meanwhile == "destroyed":
-        shutil.rmtree(paths.directory)
+        shutil.rmtree(instance.paths.directory)
     else:
         write_stop(instance, replace(read, results=(GateResult("unit", "passed", "2026-01-01T00:00:00Z", 1.0),)))
     with pytest.raises(UsageError):
@@ -148,22 +154,14 @@ def test_a_run_that_another_command_has_continued_keeps_its_report(
 def test_a_new_run_does_not_destroy_one_that_waits_for_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str]
 ) -> None:
-    home = Home(tmp_path)
-    home.create()
-    paths = home.instance("one")
-    paths.directory.mkdir()
-    Journal(paths.journal, "one", mode="sandbox").save()
-    write_stop(
-        Instance(home, parse_instance_id("one"), FakeLibvirt()),
-        Stop("p.yaml", str(tmp_path), (), "never", False, "20260101T000000Z-aaaa", "2026-01-01T00:00:00Z", "d", ()),
-    )
+    instance, _ = make_stopped(tmp_path)
     monkeypatch.setattr(Stage, "provision", lambda *_: None)
-    paths.saved.write_bytes(b"the memory of the agent")
+    instance.paths.saved.write_bytes(b"the memory of the agent")
     with pytest.raises(UsageError, match="stopped at an escalation") as refused:
         make_run(tmp_path).execute()
     assert "apply --continue one" in refused.value.hint and destroyed == []
     # Once it runs again, as with `resume`, it is an instance like any other.
-    paths.saved.unlink()
+    instance.paths.saved.unlink()
     make_run(tmp_path).execute()
     assert destroyed == ["one"]
 
