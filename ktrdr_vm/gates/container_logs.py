@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ktrdr_vm.errors import GuestError
+from ktrdr_vm.errors import GuestError, keep_beginning
 from ktrdr_vm.gates.compose_hints import find_hints
 from ktrdr_vm.gates.modules.base import text_of
 from ktrdr_vm.guest.protocol import Guest
@@ -149,7 +149,7 @@ def _health_checks(container: Mapping[str, Any]) -> str:
     checks = [check for check in log if isinstance(check, dict)] if isinstance(log, list) else []
     return "".join(
         f"health check at {check.get('Start')}, exit code"
-        f" {check.get('ExitCode')}:\n{str(check.get('Output', '')).strip()[:2000]}\n"
+        f" {check.get('ExitCode')}:\n{keep_beginning(str(check.get('Output', '')).strip(), 2000)}\n"
         for check in checks[-2:]
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from ktrdr_vm.errors import GuestError
+from ktrdr_vm.errors import GuestError, keep_end
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.plan.facts import AUTHORITIES, BUNDLE, OWN_AUTHORITIES
 from ktrdr_vm.plan.plan import Plan
@@ -59,7 +59,7 @@ def configure_clients(guest: Guest, plan: Plan) -> None:
     if written.exit_code != 0:
         raise GuestError(
             "the settings of the package clients could not be written:"
-            f" {written.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            f" {keep_end(written.stderr.decode('utf-8', 'replace').strip(), 300)}",
             where=plan.identity.instance_id,
             hint=(
                 "the image requires a user with sudo, and tar; without a preset and without own authorities nothing is"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from ktrdr_vm.errors import GuestError, KtrdrError
+from ktrdr_vm.errors import GuestError, KtrdrError, keep_end
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError
 from ktrdr_vm.host.git import BOUNDS, View, open_view
 from ktrdr_vm.host.repository import Repository
@@ -165,7 +165,7 @@ def download_commits(
     if made.exit_code != 0:
         raise GuestError(
             "the guest could not create a bundle of its commits:"
-            f" {made.stderr.decode('utf-8', 'replace')[-300:].strip()}",
+            f" {keep_end(made.stderr.decode('utf-8', 'replace').strip(), 300)}",
             where=identity.instance_id,
             hint=f"check the repository {target} in the guest; it may be damaged",
         )
@@ -236,14 +236,14 @@ def accept_bundle(repository: Repository, base: str, bundle: Path, identity: Ide
         except GuestError:
             raise
         except KtrdrError as error:
-            raise _lies(error.message[-300:], identity) from None
+            raise _lies(keep_end(error.message, 300), identity) from None
         try:
             returned = tuple(
                 ReturnedRef(f"{identity.ref_prefix}{name}", commit, list_changed(apart, base, commit))
                 for commit, _, name in refs
             )
         except KtrdrError as error:
-            raise _lies(f"their changes cannot be listed: {error.message[-200:]}", identity) from None
+            raise _lies(f"their changes cannot be listed: {keep_end(error.message, 200)}", identity) from None
         try:
             with open_view(repository.place, writing=True) as target:
                 # Commits that the guest took off a branch since they were fetched, by this person or another one.
@@ -255,7 +255,7 @@ def accept_bundle(repository: Repository, base: str, bundle: Path, identity: Ide
                     target.git("update-ref", "-d", ref, old)
                 _fetch(target, bundle, specs)
         except KtrdrError as error:
-            raise _lies(error.message[-300:], identity) from None
+            raise _lies(keep_end(error.message, 300), identity) from None
         return returned
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 
-from ktrdr_vm.errors import KtrdrError
+from ktrdr_vm.errors import KtrdrError, keep_beginning
 from ktrdr_vm.instance.resources.base import Target
 
 ENDED = "its VM has ended: QEMU has exited, or the guest powered off"
@@ -41,4 +41,4 @@ def read_fatal_error(target: Target) -> str:
             found = _FATAL_ERROR.findall(file.read().decode("utf-8", "replace"))
     except OSError:
         return ""
-    return f"its console says: {found[-1].strip()[:200]}" if found else ""
+    return f"its console says: {keep_beginning(found[-1].strip(), 200)}" if found else ""

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from ktrdr_vm.egress.client import GuardClient
-from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError, keep_end
+from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError, keep_beginning, keep_end
 from ktrdr_vm.gates.context import GateContext
 from ktrdr_vm.gates.load import load_playbook, place_playbook
 from ktrdr_vm.gates.model import Playbook
@@ -256,8 +256,9 @@ def _work(loaded: LoadedInstance, repository: Repository, playbook: Playbook, no
     result = run_playbook(playbook, guest, context)
     if result.outcome != "passed":
         failed = [f"{task.name}: {task.message}" for task in result.tasks if task.outcome not in ("passed", "skipped")]
+        why = keep_beginning("; ".join(failed), 500) or result.message or result.outcome
         raise ProvisionError(
-            f"the project could not be prepared: {'; '.join(failed)[:500] or result.message or result.outcome}",
+            f"the project could not be prepared: {why}",
             where=playbook.source,
             hint="correct the playbook, or remove `prepare` from the profile; `apply --cold` uses no template",
         )

@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+from ktrdr_vm.errors import keep_end
 from ktrdr_vm.gates.modules.base import Call, Result, command_result, text_of
 
 # A line of `docker compose --progress plain`: ` Container demo-db-1  Started`.
@@ -117,7 +118,8 @@ def _reason(result: Result) -> str:
         and not (len(line) <= _LONGEST_EVENT and _EVENT.fullmatch(line))
         and not re.match(r"#\d+ (DONE|CACHED|sha256|\[)", line)
     ]
-    return f"docker compose failed with exit code {result['rc']}: {' / '.join(telling[-3:])[-1500:] or 'no message'}"
+    said = keep_end(" / ".join(telling[-3:]), 1500) or "no message"
+    return f"docker compose failed with exit code {result['rc']}: {said}"
 
 
 def _containers(call: Call, src: str) -> list[Any]:

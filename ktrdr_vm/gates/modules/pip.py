@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import shlex
 
+from ktrdr_vm.errors import keep_end
 from ktrdr_vm.gates.modules.base import Call, ModuleFailure, Result, command_result, text_of
 from ktrdr_vm.guest.protocol import GuestResult
 
@@ -40,7 +41,7 @@ def run_pip(call: Call) -> Result:
         said = [line for line in f"{result['stdout']}\n{result['stderr']}".splitlines() if line.strip()]
         return result | {
             "changed": False,
-            "msg": f"pip failed with exit code {result['rc']}: {' / '.join(said[-3:])[-1500:]}",
+            "msg": f"pip failed with exit code {result['rc']}: {keep_end(' / '.join(said[-3:]), 1500)}",
         }
     return result | {"changed": created or state == "forcereinstall" or _list_packages(call, program) != before}
 
@@ -74,7 +75,7 @@ def _find_pip(call: Call) -> tuple[str, bool]:
     done = _run(call, [*command, str(folder)])
     if done.exit_code != 0:
         raise ModuleFailure(
-            f"the virtual environment cannot be created: {text_of(done.stderr or done.stdout).strip()[-1500:]}",
+            f"the virtual environment cannot be created: {keep_end(text_of(done.stderr or done.stdout).strip(), 1500)}",
             rc=done.exit_code,
         )
     return program, True

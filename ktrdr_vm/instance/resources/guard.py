@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.revision import prepare_revision
-from ktrdr_vm.errors import KtrdrError, ProvisionError
+from ktrdr_vm.errors import KtrdrError, ProvisionError, keep_end
 from ktrdr_vm.host import process
 from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.host.rights import find_open, set_rights
@@ -147,8 +147,8 @@ class Guard(Resource):
         if started.poll() is None:
             started.kill()
         started.wait()
-        log = (self.target.paths.guard / "guard.log").read_text(errors="replace")[-1000:].strip()
-        said = log or (f"it was not ready within {START_LIMIT:g} s" if hung else "no message")
+        log = (self.target.paths.guard / "guard.log").read_text(errors="replace").strip()
+        said = keep_end(log, 1000) or (f"it was not ready within {START_LIMIT:g} s" if hung else "no message")
         hint = "check the load of the host, then try again" if hung else "`ktrdr-vm doctor` checks HAProxy and nft"
         raise ProvisionError(f"the guard did not start: {said}", where=self.name, hint=hint)
 
