@@ -100,6 +100,10 @@ class GuestError(ProvisionError):
     """The guest did not answer in time, or its answer exceeded a limit or was invalid."""
 
 
+class VmEndedError(GuestError):
+    """The VM ended while the guest had to do something: QEMU exited, or the guest powered off."""
+
+
 class ForeignError(ProvisionError):
     """An object on the host has the name of a resource and does not belong to ktrdr-vm. It is never changed and is no
     residue."""

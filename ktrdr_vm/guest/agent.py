@@ -13,7 +13,7 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from ktrdr_vm.errors import GuestError
+from ktrdr_vm.errors import GuestError, VmEndedError
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.plan.facts import Allocation
@@ -84,7 +84,7 @@ def wait_agent(libvirt: Libvirt, domain: str, *, limit: float = SCRIPT_LIMIT) ->
     """Wait until the guest agent answers."""
     end = time.monotonic() + limit
     while libvirt.agent(domain, "guest-ping") is None:
-        _check_time(end, domain, "answer", "the guest agent does not answer")
+        _check(libvirt, domain, end, "answer", "the guest agent does not answer")
         time.sleep(0.05)
 
 
@@ -119,7 +119,7 @@ class Script:
                         hint="`apply --cold` boots without the template",
                     )
                 return output
-            _check_time(self.end, self.domain, self.doing, "the time limit was exceeded")
+            _check(self.libvirt, self.domain, self.end, self.doing, "the time limit was exceeded")
             # Every request costs the guest CPU time, under emulation about 30 ms.
             time.sleep(wait)
             wait = min(wait + 0.02, 1.0)
@@ -140,11 +140,19 @@ def begin_script(libvirt: Libvirt, domain: str, script: str, doing: str, *, limi
         pid = started.get("pid") if isinstance(started, dict) else None
         if isinstance(pid, int):
             return Script(libvirt, domain, pid, doing, end)
-        _check_time(end, domain, doing, "the guest agent does not answer")
+        _check(libvirt, domain, end, doing, "the guest agent does not answer")
         time.sleep(0.05)
 
 
-def _check_time(end: float, domain: str, doing: str, why: str) -> None:
+def _check(libvirt: Libvirt, domain: str, end: float, doing: str, why: str) -> None:
+    """Raise VmEndedError if the VM has ended, and GuestError after `end`."""
+    facts = libvirt.find(domain)
+    if facts is None or not facts.state.is_alive:
+        raise VmEndedError(
+            f"the VM ended before the guest could {doing}: QEMU has exited, or the guest powered off",
+            where=domain,
+            hint="run the command again; if it ends again, read its console.log and the host's `dmesg`",
+        )
     if time.monotonic() > end:
         raise GuestError(f"the guest did not {doing}: {why}", where=domain, hint="check its console.log")
 

@@ -270,10 +270,14 @@ class Libvirt:
         return reply.get("return")
 
     def agent(self, name: str, execute: str, arguments: dict[str, Any] | None = None, *, timeout: int = 5) -> Any:
-        """The return value of one command of the guest agent. None if the agent does not answer (yet)."""
+        """The return value of one command of the guest agent. None if the agent does not answer (yet), or no longer
+        because the VM has ended."""
         command = json.dumps({"execute": execute, **({"arguments": arguments} if arguments else {})})
+        domain = self._lookup(name)
         try:
-            return parse_agent_reply(libvirt_qemu.qemuAgentCommand(self._require(name), command, timeout, 0), name)
+            return (
+                parse_agent_reply(libvirt_qemu.qemuAgentCommand(domain, command, timeout, 0), name) if domain else None
+            )
         except libvirt.libvirtError:
             return None
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ktrdr_vm.errors import GuestError, HostError, KtrdrError
+from ktrdr_vm.errors import GuestError, HostError, KtrdrError, VmEndedError
 from ktrdr_vm.guest.agent import run_script
 from ktrdr_vm.host import process
 from ktrdr_vm.host.clock import now
@@ -57,7 +57,10 @@ def build_template(
     progress: Callable[[str], None],
     project: Project | None = None,
 ) -> TemplateFacts:
-    """Boot, wait until idle, save. A concurrent call waits and uses the result."""
+    """Boot, wait until idle, save. A concurrent call waits and uses the result.
+
+    A VM that ends by itself is booted once more: an emulating QEMU crashes at times.
+    """
     facts, ingredients = describe_template(home, plan, image, project)
     with locked(home.locks / f"template-{facts.key}.lock", "the template", wait=True):
         if Path(facts.directory, "manifest.json").exists():
@@ -73,7 +76,11 @@ def build_template(
             if project is not None:
                 project.make_disk(Path(building.project))
             progress("booting a template once; later runs fork it")
-            _boot_and_save(plan, building, identity, libvirt, progress)
+            try:
+                _boot_and_save(plan, building, identity, libvirt, progress)
+            except VmEndedError as error:
+                progress(f"{error.message}; the template is booted once more")
+                _boot_and_save(plan, building, identity, libvirt, progress)
         except BaseException:
             # `gc` removes what cannot be removed now; the first error is raised.
             with contextlib.suppress(KtrdrError):
@@ -172,7 +179,7 @@ def _explain_failure(error: GuestError, place: Path) -> GuestError:
         return error
     lines = [line.strip() for line in content.decode("utf-8", "replace").splitlines() if line.strip()]
     says = f"; its console ends with: {lines[-1][:200]!a}" if lines else "; its console is empty"
-    return GuestError(
+    return type(error)(
         f"{error.message}{says}",
         where=str(kept),
         hint="read the console there; `apply --cold` does without the template",

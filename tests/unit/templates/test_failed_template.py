@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ktrdr_vm.errors import GuestError
+from ktrdr_vm.errors import GuestError, VmEndedError
 from ktrdr_vm.templates.base import FAILED_CONSOLE, _explain_failure
 
 ERROR = GuestError("the guest did not settle: its agent does not answer", where="ktrdr-template--x", hint="x")
@@ -31,6 +31,12 @@ def test_the_console_is_kept_and_its_end_is_shown(tmp_path: Path, content: bytes
     found = _explain_failure(ERROR, place)
     assert found.message == f"{ERROR.message}; {says}"
     assert Path(found.where).read_bytes() == content and Path(found.where).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_vm_that_ended_is_still_told_apart(tmp_path: Path) -> None:
+    (tmp_path / ".new-x").mkdir()
+    (tmp_path / ".new-x" / "console.log").write_bytes(b"x")
+    assert type(_explain_failure(VmEndedError("it ended", hint="x"), tmp_path / ".new-x")) is VmEndedError
 
 
 def test_without_a_console_the_error_stays_as_it_is(tmp_path: Path) -> None:
