@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from bench.place import ROOT, Place, find_or_build_image, prepared_place  # first: it knows where the lab's parts are
 
-from bench import commands, egress, gates, machines, projects, worlds  # isort: skip
+from bench import commands, egress, gates, machines, prepared, worlds  # isort: skip
 from bench.document import describe_machine, write_results
 from bench.peers import find_steps, install_peers
 from bench.rows import Samples
@@ -31,7 +31,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "forks3": (functools.partial(machines.forks, count=3), 1),
     "forks10": (functools.partial(machines.forks, count=10), 3),
     "memory": (machines.memory, 3),
-    "rest": (projects.resting, 3),
+    "rest": (machines.resting, 3),
     "commands": (commands.quickness, 1),
     "gate": (gates.small_tasks, 1),
     "copy": (commands.copying, 3),
@@ -41,7 +41,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "uplink": (worlds.uplink, 1),
 }
 # What a quick run has no time for.
-SLOW: dict[str, tuple[Step, int]] = {"prepared": (projects.prepared, 1)}
+SLOW: dict[str, tuple[Step, int]] = {"prepared": (prepared.prepared, 3)}
 # What emulation distorts most.
 DISTORTED = {"fork", "forks3", "forks10", "memory", "prepared", "raw", "cold"}
 # Seconds of a quick run after which no further round begins; a round takes some three minutes in emulation.

@@ -1,4 +1,4 @@
-"""Rows about machines: raw QEMU as the floor, a cold boot, forks, their memory, their end."""
+"""Rows about machines: raw QEMU as the floor, a cold boot, forks, their memory, their rest, their end."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from laboratory.namespaces import ip
 
-from bench.place import DISK, MEMORY, PROGRAM, VCPUS, Place, finish
+from bench.place import DISK, LIMIT, MEMORY, PROGRAM, VCPUS, Place, finish
 from bench.prober import Watch, Way, watch
 from ktrdr_vm.host.keys import generate_keypair
+from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.inputs.resolve import MACHINE, gather
 from ktrdr_vm.instance.resources.domain import find_qemu
@@ -145,15 +147,29 @@ def template(place: Place) -> dict[str, float]:
 
 
 def fork(place: Place) -> dict[str, float]:
-    process, seen = place.start("bench-fork")
-    finish(process, seen)
+    with ThreadPoolExecutor(1) as pool:
+        resumed = pool.submit(_watch_resume, "ktrdr-bench-fork", time.monotonic())
+        process, seen = place.start("bench-fork")
+        finish(process, seen)
     return {
+        "fork.resumed": resumed.result(),
         "fork.ssh": seen.ssh,
         "fork.ready": seen.ready,
         "fork.handshake": seen.handshake,
         "fork.proxy": min(_time_proxy(place, "bench-fork") for _ in range(5)),
         "destroy": place.command("destroy", "bench-fork"),
     }
+
+
+def _watch_resume(domain: str, began: float) -> float:
+    """Seconds until the guest of a fork executes its first instruction."""
+    with closing(Libvirt()) as libvirt:
+        while time.monotonic() - began < LIMIT:
+            facts = libvirt.find(domain)
+            if facts is not None and facts.state == "running":
+                return time.monotonic() - began
+            time.sleep(0.01)
+    raise TimeoutError(f"{domain} was never resumed")
 
 
 def _time_proxy(place: Place, instance_id: str) -> float:
@@ -199,6 +215,25 @@ def memory(place: Place) -> dict[str, float]:
             time.sleep(SETTLE_S)
             both = measure_pss(place, "bench-first") + measure_pss(place, "bench-second")
     return {"memory.first": alone, "memory.second": both - alone}
+
+
+def resting(place: Place) -> dict[str, float]:
+    """An idle fork goes to the disk and comes back."""
+    with applied(place, "bench-rest"):
+        saved = place.command("suspend", "bench-rest")
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [PROGRAM, "resume", "bench-rest"],
+            env=place.lab.environment,
+            cwd=place.lab.scratch,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        seen = watch(lambda: place.find_way("bench-rest"), began)
+        if process.wait(LIMIT) != 0:
+            raise RuntimeError("resume failed")
+        return {"suspend": saved, "resume.ssh": seen.wait().ssh}
 
 
 @contextmanager

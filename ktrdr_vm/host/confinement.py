@@ -62,10 +62,10 @@ def write_profile(libvirt: Libvirt, uuid: str, rules: Iterable[str]) -> None:
         ) from None
 
 
-def make_memory_rules(memory: str, state: str, *, freeze: bool = False) -> tuple[str, ...]:
-    """The rules of a template (`freeze`) or of a fork. QEMU before 8.2 opens memory for writing even if it maps it
-    privately."""
-    return f'"{memory}" rwk,', f'"{state}" {"rw" if freeze else "r"},'
+def make_memory_rules(memory: str, state: str, *, freeze: bool = False, readonly: bool = False) -> tuple[str, ...]:
+    """The rules of a template (`freeze`) or of a fork. Unless `readonly`, QEMU opens memory for writing even if it maps
+    it privately."""
+    return f'"{memory}" {"r" if readonly and not freeze else "rw"}k,', f'"{state}" {"rw" if freeze else "r"},'
 
 
 def has_profile(uuid: str) -> bool:

@@ -33,6 +33,7 @@ TABLE = (
     # Images consist of public packages, so any user of QEMU may read them.
     Right("images/*", 0o755),
     Right("templates/*/*.qcow2", 0o440, "qemu"),
+    Right("templates/*/memory", 0o440, "qemu"),
     Right("templates/*/*", 0o600),
     Right("templates/*", 0o711),
     Right("instances/*/mounts", 0o700),

@@ -7,11 +7,12 @@ memory, which is filled from the file before the VM continues.
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from ktrdr_vm.plan.facts import HotplugReserve
+from ktrdr_vm.plan.facts import HotplugReserve, TemplateFacts
 from ktrdr_vm.profile.model import Size
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -20,6 +21,8 @@ QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 HOTPLUG_MEMORY = "ktrdr-lent"
 HOTPLUG_STEP = 128
 _BACKEND = "ktrdr.ram"
+# The first version whose memory-backend-file has `rom`: RAM of a fork over a file that is opened for reading only.
+_READONLY_SINCE = (8, 2)
 
 ElementTree.register_namespace("qemu", QEMU_NAMESPACE)
 
@@ -29,10 +32,22 @@ def find_hotpluggable(size: Size, reserve: HotplugReserve) -> int:
     return max(0, reserve.memory - size.memory) // HOTPLUG_STEP * HOTPLUG_STEP
 
 
+def maps_readonly(version: str) -> bool:
+    """True if this QEMU, by the first line of `--version`, needs no right to write to the memory that a fork maps."""
+    found = re.search(r"version (\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) >= _READONLY_SINCE
+
+
 def render_commandline(
-    size: Size, reserve: HotplugReserve, *, port: int, template: str = "", frozen: bool = False, shared: bool = False
+    size: Size,
+    reserve: HotplugReserve,
+    *,
+    port: int,
+    template: TemplateFacts | None = None,
+    frozen: bool = False,
+    shared: bool = False,
 ) -> Element:
-    """QEMU arguments that libvirt does not support. `template` is the memory file of a template; `frozen` is for the
+    """QEMU arguments that libvirt does not support. `template` is one whose memory is used; `frozen` is for the
     template itself.
 
     `port` is the number of the root port of the virtio-mem device.
@@ -44,7 +59,8 @@ def render_commandline(
         kind = f"memory-backend-memfd,id={_BACKEND},size={size.memory}M,share=on,seal=off"
         if not shared:
             share = "on" if frozen else "off"
-            kind = f"memory-backend-file,id={_BACKEND},size={size.memory}M,mem-path={template},share={share}"
+            kind = f"memory-backend-file,id={_BACKEND},size={size.memory}M,mem-path={template.memory},share={share}"
+            kind += ",readonly=on,rom=off" if template.readonly and not frozen else ""
         words += ["-object", kind, "-machine", f"memory-backend={_BACKEND}"]
         words += [] if frozen else ["-incoming", "defer"]
     extra = find_hotpluggable(size, reserve)

@@ -61,9 +61,9 @@ def render_domain(
     shared = shares_memory(profile, facts)
     disk = _Disk(f"{instance_directory}/overlay.qcow2", _list_layers(facts, template))
     root = _render(profile, facts, identity, allocation, instance_directory, disk, shared=shared)
-    memory = template.memory if template is not None and template.thaw else ""
+    thawed = template if template is not None and template.thaw else None
     _append_commandline(
-        root, render_commandline(profile.resources, facts.lending, port=_PORTS, template=memory, shared=shared)
+        root, render_commandline(profile.resources, facts.lending, port=_PORTS, template=thawed, shared=shared)
     )
     return to_text(root)
 
@@ -75,9 +75,7 @@ def render_template_domain(
     profile = Profile(name="template", image=ImageRef(recipe=facts.image.name), resources=size)
     disk = _Disk(template.disk, _list_layers(facts, template)[1:])
     root = _render(profile, facts, identity, allocation, template.directory, disk)
-    _append_commandline(
-        root, render_commandline(size, facts.lending, port=_PORTS, template=template.memory, frozen=True)
-    )
+    _append_commandline(root, render_commandline(size, facts.lending, port=_PORTS, template=template, frozen=True))
     return to_text(root)
 
 

@@ -48,6 +48,8 @@ class TemplateFacts:
     """
     has_project: bool = False
     """True if the disk of a project is between the disk of the template and the image."""
+    readonly: bool = False
+    """True if a fork opens the memory of the template for reading only."""
     branched: str = ""
     """The state of a running instance, with its memory, from which a branch starts in place of that of the template."""
 

@@ -161,7 +161,12 @@ def _boot_and_save(
         libvirt.stop(identity.domain)
         remove_tap(identity.tap)
         remove_profile(identity.uuid)
-    set_rights(Path(template.disk), place.parent.parent)
+    home = place.parent.parent
+    set_rights(Path(template.disk), home)
+    if template.readonly:
+        # The user of QEMU made it, and forks only read it.
+        os.chown(memory, os.geteuid(), -1)
+        set_rights(memory, home)
     for name in ("seed.iso", "console.log", *BOOT_FILES):
         (place / name).unlink(missing_ok=True)
 
@@ -187,7 +192,7 @@ def _explain_failure(error: GuestError, place: Path) -> GuestError:
 
 
 def _qemu_user() -> int:
-    """Owner and mode of the memory file. QEMU before 8.2 opens it for writing even if a fork maps it privately."""
+    """The owner of the memory while the template runs, and later as well if forks open it for writing."""
     try:
         return pwd.getpwnam(QEMU_USER).pw_uid
     except KeyError:

@@ -14,6 +14,7 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.plan.cloud_init import render_user_data
+from ktrdr_vm.plan.domain_memory import maps_readonly
 from ktrdr_vm.plan.domain_xml import render_template_domain
 from ktrdr_vm.plan.facts import Allocation, TemplateFacts
 from ktrdr_vm.plan.plan import Plan
@@ -86,7 +87,9 @@ def describe_template(
     if project is not None:
         ingredients |= {"kind": f"project {project.name}", "project": project.digest}
     key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
-    return TemplateFacts(key, str(home.templates / key), has_project=project is not None), ingredients
+    readonly = maps_readonly(str(ingredients["qemu"]))
+    directory = str(home.templates / key)
+    return TemplateFacts(key, directory, has_project=project is not None, readonly=readonly), ingredients
 
 
 def read_qemu_version(emulator: str) -> str:

@@ -53,6 +53,11 @@ def test_only_a_template_that_is_made_may_write_its_state() -> None:
     assert '"/s" r,' in make_memory_rules("/m", "/s")
 
 
+def test_a_fork_that_only_reads_its_template_may_not_write_to_it() -> None:
+    assert make_memory_rules("/m", "/s", readonly=True)[0] == '"/m" rk,'
+    assert make_memory_rules("/m", "/s", readonly=True, freeze=True)[0] == '"/m" rwk,'
+
+
 def test_where_nothing_is_confined_nothing_is_written(profiles: Path) -> None:
     write_profile(OPEN, UUID, make_memory_rules("/m", "/s"))
     assert not has_profile(UUID)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from ktrdr_vm.identity import Identity
-from ktrdr_vm.plan.domain_memory import HOTPLUG_MEMORY, drop_incoming, find_hotpluggable
+from ktrdr_vm.plan.domain_memory import HOTPLUG_MEMORY, drop_incoming, find_hotpluggable, maps_readonly
 from ktrdr_vm.plan.domain_xml import render_domain, render_template_domain, shares_memory
 from ktrdr_vm.plan.facts import PLACEHOLDER, Facts, HotplugReserve, ImageFacts, TemplateFacts
 from ktrdr_vm.plan.plan import Plan, plan_from_json
@@ -64,6 +64,29 @@ def test_a_fork_looks_like_its_template_and_shares_memory_only_where_it_must() -
     )
     assert "mem-path=/template/memory,share=off" in private and "memfd" not in private
     assert "memory-backend-memfd" in shared and "seal=off" in shared and "/template/memory" not in shared
+
+
+@pytest.mark.parametrize(
+    ("version", "readonly"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", False),
+        ("QEMU emulator version 8.1.5", False),
+        ("QEMU emulator version 8.2.0", True),
+        ("QEMU emulator version 10.0.11 (Debian 1:10.0.11+ds-0+deb13u1)", True),
+        ("something else", False),
+    ],
+)
+def test_a_fork_cannot_change_the_memory_of_its_template_where_qemu_can_do_without(
+    version: str, readonly: bool
+) -> None:
+    assert maps_readonly(version) is readonly
+    template = replace(TEMPLATE, readonly=readonly)
+    [backend] = [word for word in list_words(render(PROFILE, FACTS, template)) if "mem-path" in word]
+    assert ("readonly=on,rom=off" in backend) is readonly and "share=off" in backend
+    frozen = ElementTree.fromstring(
+        render_template_domain(PROFILE.resources, FACTS, Identity("template"), PLACEHOLDER, template)
+    )
+    assert "readonly" not in " ".join(list_words(frozen))
 
 
 def test_a_profile_with_mounts_shares_its_memory() -> None:
