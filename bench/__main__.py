@@ -54,14 +54,14 @@ def main() -> int:
     parser.add_argument(
         "--kvm", action="store_true", help="on a host with working KVM; what emulation distorts comes first"
     )
-    parser.add_argument("--rounds", type=int, help="how many; default 3, in a quick run as many as fit")
+    parser.add_argument("--rounds", type=int, help="how many; default 5, in a quick run as many as fit")
     parser.add_argument("--only", default="", help="these steps alone, separated by commas; writes no document")
     words = parser.parse_args()
     if os.geteuid() != 0:
         print("bench: needs root, for network namespaces", file=sys.stderr)
         return 3
     only = set(words.only.split(",")) - {""}
-    rounds = words.rounds or (6 if words.quick else 3)
+    rounds = words.rounds or (6 if words.quick else 5)
     samples, began, done = Samples(), time.monotonic(), 0
     failed: set[str] = set()
     image = find_or_build_image()

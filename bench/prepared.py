@@ -41,9 +41,11 @@ image: debian-13-docker
 resources: {{{{vcpus: {VCPUS}, memory: {MEMORY}MiB, disk: {DISK}MiB}}}}
 workspace: {{{{source: ., target: /workspace}}}}
 egress: {{{{allow: [{{{{host: {NAME}, ports: [80]}}}}]}}}}
-gates: [{{{{name: ready, playbook: ready.yaml}}}}]
+gates: [./ready.yaml]
 """
-_PREPARE = "prepare: {playbook: prepare.yaml, key: [requirements.txt, compose.yaml, api, worker]}\n"
+_PREPARE = """\
+prepare: {playbook: prepare.yaml, key: [requirements.txt, compose.yaml, api/Dockerfile, worker/Dockerfile]}
+"""
 _INSTALL = f"""\
 - name: a project
   hosts: all

@@ -64,7 +64,7 @@ def test_the_rows_ask_for_what_the_peers_give() -> None:
 def test_a_peer_that_does_not_install_is_no_step() -> None:
     steps = find_steps({"virt-install": "", "debvm-run": "it does not install: no mirror"})
     assert set(steps) == {"virt-install", "virt-install.stock"}
-    assert steps["virt-install"][1] == 1 and steps["virt-install.stock"][1] > 1
+    assert steps["virt-install"][1] < steps["virt-install.stock"][1]
     assert LIMIT > drive.LIMIT_S > 0
 
 
