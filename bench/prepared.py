@@ -167,6 +167,11 @@ def _make_packages(root: Path) -> None:
 class _Files(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def handle(self) -> None:
+        # pip resets the connections that it keeps.
+        with suppress(ConnectionError):
+            super().handle()
+
     def log_message(self, *_: object) -> None:
         """Quiet."""
 
