@@ -11,6 +11,9 @@ from ktrdr_vm.errors import DocumentError, HostError, Problem
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES, Document, load_yaml
 from ktrdr_vm.profile.strict_yaml import Path as Place
 
+# The value of a key that the document does not have; a key without a value has None.
+_ABSENT = object()
+
 
 class DocumentReader:
     """A value of the document that must be a mapping, with the errors found so far."""
@@ -32,7 +35,7 @@ class DocumentReader:
             for name in required:
                 if name not in values:
                     section.complain(name, "is missing")
-        elif self._value is not None:
+        elif self._value is not _ABSENT:
             self._problems.append(self._document.problem(self._place, "must be a mapping"))
         return section
 
@@ -108,7 +111,8 @@ class Section:
         return tuple(sorted(found.items()))
 
     def section(self, key: str, *, required: Sequence[str] = (), optional: Sequence[str] = ()) -> Section:
-        reader = DocumentReader(self._document, (*self._place, key), self._values.get(key), self._problems, self._hint)
+        value = self._values.get(key, _ABSENT)
+        reader = DocumentReader(self._document, (*self._place, key), value, self._problems, self._hint)
         return reader.section(required=required, optional=optional)
 
     def sections(self, key: str) -> tuple[DocumentReader, ...]:

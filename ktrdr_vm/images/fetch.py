@@ -97,7 +97,7 @@ def _download(
         raise ProvisionError("is not a regular file", where=shown, hint="name a disk image")
     try:
         with _make_opener(url, sources).open(url, timeout=_READ_TIMEOUT) as source, target.open("xb") as file:
-            length = int(source.headers.get("Content-Length") or 0)
+            length = _read_length(source.headers.get("Content-Length"))
             while chunk := source.read(_CHUNK):
                 digest.update(chunk)
                 file.write(chunk)
@@ -108,13 +108,15 @@ def _download(
                         hint="free disk space for the image store",
                     )
                 if done // _REPORT_EVERY != (done + len(chunk)) // _REPORT_EVERY:
-                    report(f"{(done + len(chunk)) >> 20} of {length >> 20} MiB" if length else f"{done >> 20} MiB")
+                    now = (done + len(chunk)) >> 20
+                    report(f"{now} of {length >> 20} MiB" if length else f"{now} MiB")
                 done += len(chunk)
                 if done > _MAX_BYTES:
                     raise ProvisionError(
                         f"is larger than {_MAX_BYTES >> 30} GiB", where=shown, hint="use a smaller image"
                     )
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
+        # ValueError: an address that urllib cannot read, of the profile, a proxy variable or a redirect.
         reason = getattr(error, "reason", error)
         raise ProvisionError(
             f"cannot be fetched: {reason}", where=shown, hint="check the address and the network"
@@ -123,6 +125,14 @@ def _download(
         raise HostError(
             f"cannot be stored: {error.strerror}", where=str(target), hint="free disk space for the image store"
         ) from error
+    if done < length:
+        # http.client reads a connection that closed early as the end of the file.
+        target.unlink()
+        raise ProvisionError(
+            f"the download ended after {done} of {length} bytes",
+            where=shown,
+            hint="try again; nothing of it was kept",
+        )
     if digest.hexdigest() != sha256:
         target.unlink()
         # The error must not reveal the digest, because the profile is not trusted and root can read any file or URL.
@@ -131,6 +141,11 @@ def _download(
             where=shown,
             hint="the image was changed: compare it with the checksums that its publisher signed",
         )
+
+
+def _read_length(stated: str | None) -> int:
+    """The length that a server states; 0 for none, and for what is no number."""
+    return int(stated) if stated and stated.isascii() and stated.isdigit() else 0
 
 
 class _Judge(urllib.request.HTTPRedirectHandler):
@@ -142,8 +157,13 @@ class _Judge(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         wanted = urlsplit(newurl)
-        allowed = self._sources is None or newurl.startswith(self._sources)
-        if wanted.scheme not in {self._scheme, "https"} or wanted.scheme not in ("http", "https") or not allowed:
+        if wanted.scheme not in {self._scheme, "https"}:
+            raise ProvisionError(
+                f"redirects from {self._scheme} to an address without it, which is not followed",
+                where=_strip_password(req.full_url),
+                hint=f"use the last address of the image, if it is one of {self._scheme}, or another server",
+            )
+        if self._sources is not None and not newurl.startswith(self._sources):
             raise ProvisionError(
                 "redirects to another address, which is not a source of the owner's policy",
                 where=_strip_password(req.full_url),

@@ -196,3 +196,18 @@ def test_an_extension_that_is_not_one_is_refused(tmp_path: Path, change: str, sa
     own.write_text(f"version: 1\nname: own\n{change}\n")
     with pytest.raises(DocumentError, match=said):
         load_recipe(own)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (MINIMAL[MINIMAL.index("boot:") : MINIMAL.index("containers:")], "boot:\n", "boot: must be a mapping"),
+        (MINIMAL[MINIMAL.index("boot:") : MINIMAL.index("containers:")], "boot: []\n", "boot: must be a mapping"),
+        (MINIMAL[MINIMAL.index("containers:") :], "containers: [null]\n", "containers[0]: must be a mapping"),
+        ("files: root\n", "files: root\nunits:\n", "units: must be a mapping"),
+    ],
+)
+def test_a_key_without_a_value_is_not_taken_for_an_empty_one(folder: Path, old: str, new: str, said: str) -> None:
+    """An image without kernel arguments and without an init would not boot, and a build takes minutes."""
+    [problem] = problems_of(write(folder, MINIMAL.replace(old, new)))
+    assert problem.endswith(said)
