@@ -21,7 +21,7 @@ def find_policy() -> Path:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return find_configuration() / "policy.yaml"
+        return path if _find_broken_link(path) else find_configuration() / "policy.yaml"
     except OSError:
         # In a folder that this user may not enter it may exist, so reading it is the error.
         return path
@@ -46,6 +46,13 @@ def read_policy() -> OwnerPolicy:
                 )
             return parse_policy(file.read(MAX_BYTES + 1), str(path))
     except FileNotFoundError:
+        if link := _find_broken_link(path):
+            # Its owner has a policy; the defaults could allow more.
+            raise HostError(
+                f"the owner's policy cannot be read: {link} is a link to nothing",
+                where=str(path),
+                hint="correct the link, mount what it leads to, or remove it",
+            ) from None
         # If other users could create or remove the file, its absence is not trusted.
         if path.parent.exists() and (changeable := find_changeable(path.parent)):
             raise HostError(
@@ -60,6 +67,11 @@ def read_policy() -> OwnerPolicy:
             where=str(path),
             hint="make it readable with `chmod go+r`, or run as root",
         ) from None
+
+
+def _find_broken_link(path: Path) -> Path | None:
+    """The part of a path that is a link to nothing, if there is one."""
+    return next((one for one in (path, *path.parents) if one.is_symlink() and not one.exists()), None)
 
 
 def read_collector_headers(collector: Collector) -> dict[str, str]:

@@ -171,3 +171,18 @@ def test_half_a_bound_of_requests_has_the_default_of_a_profile_for_the_other_hal
 ) -> None:
     [bound] = parse_policy(f"egress: {{ceiling: [{{host: a.example, {limited}}}]}}").ceiling or ()
     assert bound.requests is not None and (bound.requests.methods, bound.requests.paths) == (methods, paths)
+
+
+@pytest.mark.parametrize("broken", ["etc/policy.yaml", "etc"])
+@pytest.mark.parametrize("root", [True, False])
+def test_a_policy_that_is_a_link_to_nothing_is_not_taken_for_none(
+    place: Path, monkeypatch: pytest.MonkeyPatch, broken: str, root: bool
+) -> None:
+    """Its owner keeps it elsewhere, such as on a file system that is not mounted. The defaults may allow more."""
+    be(monkeypatch, root=root)
+    if broken == "etc":
+        (place / "etc").rmdir()
+    (place / broken).symlink_to(place / "not-mounted")
+    with pytest.raises(HostError, match=f"{broken} is a link to nothing") as caught:
+        load.read_policy()
+    assert caught.value.where == str(place / "etc/policy.yaml") and "mount" in caught.value.hint
