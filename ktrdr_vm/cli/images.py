@@ -71,7 +71,7 @@ def _describe(image: Image) -> dict[str, str]:
 def remove(digest: str) -> None:
     """Remove the image with DIGEST, unless an instance is based on it."""
     from ktrdr_vm.errors import UsageError
-    from ktrdr_vm.host.journal import list_journals
+    from ktrdr_vm.host.journal import list_journals, list_unreadable
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.images.store import ImageStore, is_digest
     from ktrdr_vm.instance.instance import require_root
@@ -85,5 +85,11 @@ def remove(digest: str) -> None:
     ]
     if users:
         raise UsageError(f"instances use this image: {', '.join(users)}", where=digest, hint="destroy them first")
+    if unreadable := list_unreadable(home):
+        raise UsageError(
+            f"the journals of these instances cannot be read, and they may use this image: {', '.join(unreadable)}",
+            where=digest,
+            hint="`ktrdr-vm status` says why; destroy them first",
+        )
     if not is_digest(digest) or not ImageStore(home.images).remove(digest):
         raise UsageError("there is no such image", where=digest, hint="`ktrdr-vm images list` shows them")

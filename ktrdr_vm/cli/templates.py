@@ -91,7 +91,7 @@ def list_(as_json: bool) -> None:
 def remove(key: str) -> None:
     """Remove the template KEY, unless an instance is based on it."""
     from ktrdr_vm.errors import UsageError
-    from ktrdr_vm.host.journal import list_journals
+    from ktrdr_vm.host.journal import list_journals, list_unreadable
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance.instance import require_root
     from ktrdr_vm.templates.store import remove_template
@@ -101,5 +101,11 @@ def remove(key: str) -> None:
     users = [journal.instance_id for journal in list_journals(home) if journal.template == key]
     if users:
         raise UsageError(f"instances use this template: {', '.join(users)}", where=key, hint="destroy them first")
+    if unreadable := list_unreadable(home):
+        raise UsageError(
+            f"the journals of these instances cannot be read, and they may use this template: {', '.join(unreadable)}",
+            where=key,
+            hint="`ktrdr-vm status` says why; destroy them first",
+        )
     if not remove_template(home, key):
         raise UsageError("there is no such template", where=key, hint="`ktrdr-vm templates list` shows them")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.errors import BusyError, HostError, ProvisionError
-from ktrdr_vm.host.clock import boottime, has_passed, later, read_boot_id
+from ktrdr_vm.host.clock import boottime, has_passed, later, read_boot_id, seconds_since
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import is_instance_id
@@ -146,6 +146,8 @@ def read_journal(path: Path) -> Journal | None:
         for name, value in content.items():
             if type(value) is not type(getattr(wanted, name)):
                 raise TypeError(f"{name} has the wrong type")
+        if journal.expires_at:
+            seconds_since(journal.expires_at)
         return journal
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProvisionError(
@@ -263,6 +265,17 @@ def list_journals(home: Home) -> list[Journal]:
             journal = read_journal(directory / "journal.json")
             if journal is not None:
                 found.append(journal)
+    return found
+
+
+def list_unreadable(home: Home) -> list[str]:
+    """The instances that have a journal which this program cannot read, so that nobody can tell what they use."""
+    found = []
+    for directory in list_directories(home):
+        try:
+            read_journal(directory / "journal.json")
+        except (ProvisionError, HostError):
+            found.append(directory.name)
     return found
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ktrdr_vm.host.journal import locked
+from ktrdr_vm.host.journal import list_unreadable, locked
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.images.store import Image, ImageStore
 from ktrdr_vm.plan.facts import TemplateFacts
@@ -60,7 +60,8 @@ def find_template(home: Home, plan: Plan, image: Image, project: Project | None 
 def list_templates(home: Home) -> list[Template]:
     """All finished templates of this state directory, oldest first."""
     found = []
-    for path in home.templates.glob("*/manifest.json"):
+    # Names with a dot are of templates that are being built or removed.
+    for path in home.templates.glob("[!.]*/manifest.json"):
         try:
             manifest = json.loads(path.read_bytes())
             size = sum(file.stat().st_blocks * 512 for file in path.parent.iterdir())
@@ -95,7 +96,8 @@ def remove_template(home: Home, key: str) -> bool:
     with locked(home.locks / f"template-{key}.lock", "the template", wait=True):
         if not directory.exists():
             return False
-        doomed = home.templates / f".gone-{key}"
+        # A name of its own: that of a killed removal may still exist.
+        doomed = home.templates / f".gone-{key}-{os.getpid()}"
         directory.rename(doomed)
         shutil.rmtree(doomed)
     return True
@@ -103,15 +105,22 @@ def remove_template(home: Home, key: str) -> bool:
 
 def collect_templates(home: Home, users: Collection[str], *, dry_run: bool) -> list[dict[str, str]]:
     """Remove templates that no plan can use, or that were not used for UNUSED_DAYS. `users` are keys that instances
-    use."""
+    use.
+
+    None is removed while an instance has a journal that cannot be read: nobody can tell what it uses."""
+    if list_unreadable(home):
+        return []
     rows = []
     for one in list_templates(home):
-        reason = _find_stale(home, one)
-        if not reason or one.key in users:
-            continue
         action = "would remove" if dry_run else "removed"
-        if not dry_run and not remove_template(home, one.key):
-            continue
+        try:
+            reason = _find_stale(home, one)
+            if not reason or one.key in users or (not dry_run and not remove_template(home, one.key)):
+                continue
+        except FileNotFoundError:
+            continue  # another process removed it
+        except OSError as error:
+            action, reason = "failed", f"{error.filename or one.key}: {error.strerror}; next: remove it by hand"
         rows.append({"action": action, "instance_id": f"template {one.key}", "reason": reason})
     return rows
 

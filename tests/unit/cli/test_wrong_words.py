@@ -115,3 +115,23 @@ def test_nothing_goes_before_everything_was_asked_for(command: Command, monkeypa
 def test_an_instance_that_is_not_there_has_no_guard_to_warn_of(command: Command, words: list[str]) -> None:
     code, out, said = command(*words)
     assert (code, out) == (2, "") and "there is no instance nosuch" in said and "guard" not in said
+
+
+@pytest.mark.parametrize("what", ["images", "templates"])
+def test_nothing_is_removed_that_an_unreadable_journal_may_name(command: Command, what: str) -> None:
+    """The disk of that instance would be lost, and it is there for a newer version of the program."""
+    folder = command.home / "instances" / "newer"
+    folder.mkdir(parents=True)
+    (folder / "journal.json").write_text('{"schema_version": 99}')
+    code, _, said = command(what, "remove", "0" * 64)
+    assert code == 2 and "journals of these instances cannot be read" in said and "newer" in said
+
+
+def test_a_state_directory_whose_links_lead_in_a_circle_is_none(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path / "loop"))
+    code, _, said = command("images", "list")
+    assert code in (0, 2) and "Traceback" not in said
+    assert "its links lead in a circle" in said if code else "no images" in said

@@ -172,3 +172,11 @@ def test_a_link_is_no_lock(tmp_path: Path) -> None:
     with pytest.raises(HostError), locked(tmp_path / "one.lock", "one"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("moment", ["soon", "2026-01-01", "2026-01-01T00:00:00"])
+def test_an_expiry_that_is_no_time_is_damage(tmp_path: Path, moment: str) -> None:
+    """Or it would end every `list` and `gc`, which compare it with now."""
+    make(tmp_path / "journal.json", expires_at=moment)
+    with pytest.raises(ProvisionError, match="damaged"):
+        read_journal(tmp_path / "journal.json")
