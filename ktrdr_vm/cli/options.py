@@ -11,7 +11,8 @@ import click
 if TYPE_CHECKING:
     from ktrdr_vm.instance.instance import Instance
 
-profile_argument = click.argument("profile", type=click.Path(path_type=Path, dir_okay=False), required=False)
+# Also the name of a shipped profile, beside which a folder of that name may exist.
+profile_argument = click.argument("profile", type=click.Path(path_type=Path), required=False)
 folder = click.Path(path_type=Path, exists=True, file_okay=False)
 workspace_option = click.option(
     "--workspace",

@@ -64,8 +64,10 @@ def find_accelerator(kernel: Path | None = None) -> Accelerator:
         return Accelerator("tcg", "QEMU is not installed, so KVM was not tested", certain=False)
     verdict = _try(kernel)
     if os.geteuid() == 0 and (kernel is not None or verdict.name == "tcg"):
-        CACHE.parent.mkdir(mode=0o755, exist_ok=True)
-        CACHE.write_text(json.dumps({"boot": boot, **asdict(verdict)}))
+        # Where /run cannot be written, as in some containers, the next command tests again.
+        with contextlib.suppress(OSError):
+            CACHE.parent.mkdir(mode=0o755, exist_ok=True)
+            CACHE.write_text(json.dumps({"boot": boot, **asdict(verdict)}))
     return verdict
 
 
@@ -187,6 +189,6 @@ def _read_cache(boot: str) -> Accelerator | None:
         content = json.loads(CACHE.read_bytes())
         if content.pop("boot") == boot and CACHE.stat().st_uid == 0:
             return Accelerator(**content)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return None

@@ -31,7 +31,7 @@ class Answers:
 
     def find(self, name: str, question: object) -> Any:
         """The answer to the question; None if there is none, or if a path that it was made from has changed since."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             with os.fdopen(_open_own(self.folder / name), "rb") as file:
                 kept = json.loads(file.read(_MAX_BYTES))
             if kept["question"] == question and all(_describe(path) == was for path, was in kept["read"].items()):

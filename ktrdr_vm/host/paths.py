@@ -216,7 +216,16 @@ def find_home() -> Home:
     """`$KTRDR_VM_HOME`, or the default."""
     # Resolved, because marks of taps and tables contain a digest of it: two spellings of one folder are one state
     # directory.
-    root = Path(os.environ.get("KTRDR_VM_HOME") or _find_default()).resolve()
+    named = Path(os.environ.get("KTRDR_VM_HOME") or _find_default())
+    try:
+        root = named.resolve()
+    except RuntimeError:
+        # What Python before 3.13 says of links that lead to each other.
+        raise UsageError(
+            f"{str(named)!a} cannot be the state directory: its links lead in a circle",
+            where="KTRDR_VM_HOME",
+            hint="name a folder",
+        ) from None
     if not _PLAIN.fullmatch(str(root)):
         raise UsageError(
             f"{str(root)!a} cannot be the state directory",

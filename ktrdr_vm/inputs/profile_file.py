@@ -45,6 +45,6 @@ def find_top(folder: Path) -> Path | None:
 
 
 def _find_named(named: Path) -> Path:
-    if os.path.lexists(named) or len(named.parts) != 1:
+    if len(named.parts) != 1 or (os.path.lexists(named) and not named.is_dir()):
         return named
     return find_shipped_profile(named.name) or named

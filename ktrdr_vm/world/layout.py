@@ -94,12 +94,22 @@ def find_layout(home: Path) -> Layout:
     # Imported on use: the guard starts HAProxy by `make_entry`, and needs no layout.
     import hashlib
 
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/ktrdr-vm-{os.getuid()}")
+    named = os.environ.get("XDG_RUNTIME_DIR", "")
+    # A relative path would be another folder for each current folder, and the specification has it ignored.
+    base = Path(named if named.startswith("/") else f"/tmp/ktrdr-vm-{os.getuid()}")
     for folder in (base, base / "ktrdr-vm"):
-        # What another user put there, such as a link to nothing, is found below.
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        facts = folder.lstat()
+        try:
+            # What another user put there, such as a link to nothing, is found below.
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+            facts = folder.lstat()
+        except OSError as error:
+            # After `su`, the variable names the folder of a session that does not exist.
+            raise HostError(
+                f"the folder of this user's world cannot be created: {error.strerror}",
+                where=str(folder),
+                hint="unset XDG_RUNTIME_DIR, or set it to a folder of mode 0700 that belongs to you",
+            ) from None
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
             raise HostError(
                 f"{folder} is not a folder of mode 0700 that belongs to you",

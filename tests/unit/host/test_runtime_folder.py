@@ -43,3 +43,27 @@ def test_a_missing_one_is_made_for_the_person_alone(tmp_path: Path, monkeypatch:
     made = find_layout(tmp_path / "home")
     assert {one.stat().st_mode & 0o777 for one in (made.folder, *made.folder.parents[:2])} == {0o700}
     assert find_layout(tmp_path / "home") == made != find_layout(tmp_path / "other")
+
+
+def test_a_relative_one_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be another folder, and so another world, for each current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "runtime")
+    monkeypatch.setattr("ktrdr_vm.world.layout.os.getuid", lambda: 4711)
+    made: list[Path] = []
+
+    def make(self: Path, mode: int = 0, exist_ok: bool = False) -> None:
+        made.append(self)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", make)
+    with pytest.raises(HostError):
+        find_layout(tmp_path / "home")
+    assert made == [Path("/tmp/ktrdr-vm-4711")]
+
+
+def test_one_whose_session_does_not_exist_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user" / "1000"))
+    with pytest.raises(HostError, match="cannot be created: No such file or directory") as caught:
+        find_layout(tmp_path / "home")
+    assert caught.value.where == str(tmp_path / "user" / "1000") and "XDG_RUNTIME_DIR" in caught.value.hint

@@ -81,3 +81,12 @@ def test_a_shipped_profile_is_found_by_its_name_unless_a_file_has_it(
         assert find_profile(Path(name), None) == (Path(name), Path())
     (tmp_path / "agent.yaml").touch()
     assert find_profile(Path("agent.yaml"), None) == (Path("agent.yaml"), Path())
+
+
+def test_a_folder_of_that_name_hides_no_shipped_profile(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    (repository / "agent").mkdir()
+    assert find_profile(Path("agent"), None)[0] == find_shipped("profiles", "agent.yaml")
+    (repository / "other").mkdir()
+    assert find_profile(Path("other"), None)[0] == Path("other")
+    assert find_profile(Path(), None)[0] == Path()
