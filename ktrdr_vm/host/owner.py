@@ -8,12 +8,22 @@ import resource
 import stat
 from collections.abc import Iterator
 
+_NO_ID = (1 << 32) - 1
+
 
 def find_owner() -> tuple[int, int]:
     """The invoking user: the caller of sudo, else the user of this process."""
-    if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdigit() and os.environ.get("SUDO_GID", "").isdigit():
-        return int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
+    user, group = (_read_id(name) for name in ("SUDO_UID", "SUDO_GID"))
+    if os.geteuid() == 0 and user is not None and group is not None:
+        return user, group
     return os.getuid(), os.getgid()
+
+
+def _read_id(variable: str) -> int | None:
+    """The id in a variable of sudo; None for what is no id, among them the kernel's (uid_t) -1, which changes no
+    owner."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < _NO_ID else None
 
 
 @contextlib.contextmanager

@@ -118,8 +118,10 @@ class Home:
                 ),
             )
         try:
-            for directory in (self.root, self.images, self.templates, self.instances):
-                directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            # Also the folders above it that do not exist, which `parents` would create with the mode of the umask.
+            missing = [one for one in reversed(self.root.parents) if not one.exists()]
+            for directory in (*missing, self.root, self.images, self.templates, self.instances):
+                directory.mkdir(mode=0o711, exist_ok=True)
                 directory.chmod(0o711)
             for directory in (self.locks, self.runs):
                 directory.mkdir(mode=0o700, exist_ok=True)

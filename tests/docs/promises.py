@@ -31,6 +31,8 @@ PAGES = (
     "docs/report.md",
     "docs/places.md",
     "docs/profile.md",
+    "docs/files.md",
+    "docs/images.md",
 )
 STORED = Path(__file__).parent / "promises"
 KINDS = {

@@ -18,3 +18,13 @@ def test_it_names_the_branches_and_the_folder_of_a_review() -> None:
     guide = render_guide(Plan(build_profile(document), facts, parse_instance_id("one"), document))
     assert REVIEWS == ".ktrdr/review"
     assert "`review/1`, `review/2`" in guide and "/project/.ktrdr/review/" in guide
+
+
+def test_it_promises_docker_only_of_an_image_that_has_it() -> None:
+    """A stock image has it only if its publisher installed it."""
+    stock = {"url": "https://a.example/disk.img", "sha256": "0" * 64}
+    for image, says in (("debian-13-docker", True), (stock, False)):
+        document: dict[str, Any] = {"version": 1, "name": "n", "image": image}
+        facts = Facts("tcg", "/e", "m", "/home", ImageFacts("i", "d" * 64, "/i"))
+        guide = render_guide(Plan(build_profile(document), facts, parse_instance_id("one"), document))
+        assert ("Docker" in guide) is says and "sudo needs no password" in guide
