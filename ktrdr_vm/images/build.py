@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ktrdr_vm.errors import HostError, ProvisionError
@@ -32,8 +33,19 @@ def build_image(recipe: Recipe, store: ImageStore, *, progress: Callable[[str], 
         if recipe.python:
             python_packages.require_pip()
         host = read_apt_host()
-        with store.create(recipe.digest) as directory:
+        with store.create(recipe.digest) as directory, _usual_umask():
             return _build(recipe, host, store, directory, progress)
+
+
+@contextlib.contextmanager
+def _usual_umask() -> Iterator[None]:
+    """In the block, folders of the image that a program creates can be entered in the guest. With the umask 077 of some
+    hosts only root could, and the digest of the image would be the same."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _build(recipe: Recipe, host: AptHost, store: ImageStore, directory: Path, progress: Callable[[str], None]) -> Image:

@@ -133,7 +133,7 @@ def _extend(path: Path, document: DocumentReader) -> Recipe:
     name, given, packages = top.text("name", _NAME), top.scalar("extends"), top.texts("packages", _PACKAGE)
     python, size = top.texts("python", _REQUIREMENT), _parse_size(top)
     place = _resolve_beneath(path, given) if given else None
-    if given and (place is None or not place.is_file() or place == path.resolve()):
+    if given and (place is None or not place.is_file() or place == path.resolve() or "/" in given):
         top.complain("extends", f"{given} is not another recipe in the folder of this one")
     document.raise_problems()
     assert place is not None, "it is a required key"

@@ -1,5 +1,6 @@
 """What a build would run and write; nothing is run here."""
 
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from ktrdr_vm.errors import ProvisionError
-from ktrdr_vm.images import bootstrap, containers, customize, disk, initrd
+from ktrdr_vm.images import bootstrap, build, containers, customize, disk, initrd
 from ktrdr_vm.images.apt import AptHost, AptSource
-from ktrdr_vm.images.recipe import ContainerRecipe, GuestFile, load_recipe
+from ktrdr_vm.images.recipe import ContainerRecipe, GuestFile, Recipe, load_recipe
+from ktrdr_vm.images.store import Image, ImageStore
 
 HOST = AptHost(
     AptSource("http://me:secret@mirror.example/debian", False),
@@ -149,3 +151,30 @@ def test_the_disks_identifiers_follow_the_digest() -> None:
 def test_the_hash_is_the_files_sha256(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     assert disk.hash_file(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_build_has_the_usual_umask_and_happens_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the umask 077, only root could enter folders of the image, and no other build of it would follow."""
+    store, recipe, built = ImageStore(tmp_path / "images"), load_recipe(SHIPPED), []
+
+    def make(recipe: Recipe, _host: AptHost, store: ImageStore, directory: Path, _progress: object) -> Image:
+        built.append(recipe.name)
+        (directory / "folder").mkdir()
+        assert (directory / "folder").stat().st_mode & 0o777 == 0o755
+        (directory / "folder").rmdir()
+        for name in ("disk.raw", "vmlinuz", "initrd"):
+            (directory / name).touch()
+        fields = {"name": recipe.name, "digest": recipe.digest, "content_digest": "0", "disk_format": "raw"}
+        boot = {"boot": "direct", "kernel_args": "", "user": "u", "virtual_size": 1, "manifest": {}}
+        return store.commit(directory, {**fields, **boot})
+
+    monkeypatch.setattr(build, "_build", make)
+    monkeypatch.setattr(build, "_check_host", lambda _: None)
+    monkeypatch.setattr(build, "read_apt_host", lambda: HOST)
+    before = os.umask(0o077)
+    try:
+        first = build.build_image(recipe, store, progress=lambda _: None)
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    assert build.build_image(recipe, store, progress=lambda _: None) == first and built == ["debian-13-docker"]

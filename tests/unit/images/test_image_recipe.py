@@ -183,6 +183,7 @@ def test_a_recipe_extends_another_one_of_its_folder(tmp_path: Path) -> None:
     [
         ("extends: ../x.yaml", "not another recipe"),
         ("extends: none.yaml", "not another recipe"),
+        ("extends: inner/debian-13-docker.yaml", "not another recipe"),
         ("extends: own.yaml", "not another recipe"),
         ("extends: debian-13-larger.yaml", "extends a recipe itself"),
         ("extends: debian-13-docker.yaml\nuser: root", "is unknown"),
@@ -192,6 +193,8 @@ def test_a_recipe_extends_another_one_of_its_folder(tmp_path: Path) -> None:
 )
 def test_an_extension_that_is_not_one_is_refused(tmp_path: Path, change: str, said: str) -> None:
     shutil.copytree(PROJECT / "images", tmp_path / "images")
+    # Its files would be those of its own folder.
+    shutil.copytree(PROJECT / "images", tmp_path / "images/inner")
     own = tmp_path / "images/own.yaml"
     own.write_text(f"version: 1\nname: own\n{change}\n")
     with pytest.raises(DocumentError, match=said):

@@ -45,3 +45,11 @@ def test_the_only_host_key_is_that_of_the_plan() -> None:
     """cloud-init generates keys only if it is given none."""
     data = render()
     assert data["ssh_deletekeys"] and data["ssh_keys"] == {"ed25519_private": "k", "ed25519_public": "p"}
+
+
+def test_the_user_is_the_images_alone_and_its_disk_grows() -> None:
+    """`default` in the list would create the user of the publisher too."""
+    data = render()
+    assert [user["name"] for user in data["users"]] == [FACTS.image.user]
+    assert data["users"][0]["sudo"] == "ALL=(ALL) NOPASSWD:ALL" and data["users"][0]["lock_passwd"] is True
+    assert data["resize_rootfs"] is True and data["growpart"]["devices"] == ["/"]
