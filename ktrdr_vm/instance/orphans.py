@@ -18,7 +18,7 @@ from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import DOMAIN_PREFIX, TABLE_PREFIX, TAP_PREFIX
 from ktrdr_vm.instance.inventory import find_instances
 
-_TAP = re.compile(rf"{TAP_PREFIX}[0-9]{{10}}")
+_TAP = re.compile(rf"{TAP_PREFIX}[0-9a-f]{{10}}")
 _MARK = "ktrdr-vm instance_id="
 
 
@@ -27,7 +27,9 @@ def find_orphans(home: Home, libvirt: Libvirt) -> list[tuple[str, str]]:
     found = []
     for entry in find_instances(home, libvirt):
         if entry.note.startswith("incomplete"):
-            found.append((f"the instance {entry.instance_id} is {entry.note}", "ktrdr-vm gc"))
+            # `gc` leaves what a person keeps, such as an interactive instance after a reboot.
+            fix = f"ktrdr-vm apply, or ktrdr-vm destroy {entry.instance_id}" if entry.kept else "ktrdr-vm gc"
+            found.append((f"the instance {entry.instance_id} is {entry.note}", fix))
     for directory in list_directories(home):
         try:
             read_journal(directory / "journal.json")
