@@ -33,6 +33,7 @@ PAGES = (
     "docs/profile.md",
     "docs/files.md",
     "docs/images.md",
+    "docs/reliability.md",
 )
 STORED = Path(__file__).parent / "promises"
 KINDS = {

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from ktrdr_vm.egress import escalations, guard, ledger, ledger_totals
+from ktrdr_vm.egress import disk_watch, escalations, guard, ledger, ledger_totals
 from ktrdr_vm.egress.resolver import decisions, upstream
 from ktrdr_vm.egress.telemetry import otlp, relay, sender, supervisor
 from ktrdr_vm.escalation import inbox, packet, store
-from ktrdr_vm.evidence import envelope, forge, otel_export
+from ktrdr_vm.evidence import envelope, forge, otel_export, run_directory
 from ktrdr_vm.gates import template_worker
-from ktrdr_vm.host import authorities, name_servers
+from ktrdr_vm.host import authorities, capacity, libvirt, name_servers, run_removal
 from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.inputs import committed_files
 from ktrdr_vm.plan import guard_interface, haproxy
 from ktrdr_vm.policy.owner_policy import EscalationPolicy, OwnerPolicy
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.report.mask import MIN_LENGTH
+from ktrdr_vm.run import run
+from ktrdr_vm.templates import store as templates
 
 WORDS = {1.0: "second", 4: "four", 10: "ten", 20: "twenty", 200: "two hundred"}
 PROMISES = [
@@ -82,6 +84,39 @@ PROMISES = [
     ("docs/verify.md", f"at most {forge._MAX_DESCRIPTION} characters"),
     ("docs/verify.md", f"larger than {envelope.MAX_ENVELOPE >> 20} MiB"),
     ("docs/verify.md", f"more than {envelope.MAX_DEPTH} levels"),
+    ("docs/reliability.md", f"below {capacity.DISK_FLOOR >> 10} GiB free, no instance is created"),
+    (
+        "docs/reliability.md",
+        f"below {capacity.DISK_LAST >> 10} GiB, guests are paused, and they continue at {capacity.DISK_ENOUGH / 1024:g} GiB",
+    ),
+    ("docs/reliability.md", f"{capacity.MEMORY_FLOOR} MiB stay available"),
+    ("docs/reliability.md", f"wait up to {libvirt.RETURN_LIMIT:g} s for the daemon"),
+    ("docs/reliability.md", f"default {OwnerPolicy().most_instances}; `ttl` ends them"),
+    ("docs/reliability.md", f"its last {run_directory.MAX_CONSOLE >> 20} MiB as evidence"),
+    (
+        "docs/reliability.md",
+        f"two files of {ledger.MAX_BYTES >> 20} MiB, and totals of earlier files; {ledger.LINES_PER_SECOND} lines per second",
+    ),
+    ("docs/reliability.md", f"| log of the guard | {disk_watch.MAX_LOG >> 20} MiB |"),
+    ("docs/reliability.md", f"| {store.MAX_PENDING} unanswered, {store.MAX_STORED} in total |"),
+    (
+        "docs/reliability.md",
+        f"the newest {run.KEPT_RUNS} runs of an instance_id; `gc` removes evidence that is older than"
+        f" {run_removal.KEPT_DAYS} days",
+    ),
+    ("docs/reliability.md", f"removes requests that ended more than {run_removal.KEPT_DAYS} days ago"),
+    ("docs/reliability.md", f"templates that were not used for {templates.UNUSED_DAYS} days"),
+    ("docs/for-owners.md", f"have not been used for {templates.UNUSED_DAYS} days"),
+    (
+        "docs/for-owners.md",
+        f"newest {run.KEPT_RUNS} runs of each instance_id are kept, and `gc` removes evidence that is older than"
+        f" {run_removal.KEPT_DAYS} days",
+    ),
+    (
+        "docs/for-owners.md",
+        f"at most {OwnerPolicy().largest.vcpus} vCPUs, {OwnerPolicy().largest.memory >> 10} GiB of memory and"
+        f" {OwnerPolicy().largest.disk >> 10} GiB of disk for a VM, at most {OwnerPolicy().most_instances} instances",
+    ),
     ("docs/owner-policy.md", f"{WORDS[escalations._MAX_HOOKS].capitalize()} run at one time for an instance"),
 ]
 

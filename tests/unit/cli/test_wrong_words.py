@@ -11,7 +11,9 @@ import pytest
 
 from ktrdr_vm.cli.main import main
 from ktrdr_vm.errors import BusyError, HostError, KtrdrError, ProvisionError, ResidueError
+from ktrdr_vm.host.journal import Journal
 from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance.instance import Instance
 
 
@@ -135,3 +137,13 @@ def test_a_state_directory_whose_links_lead_in_a_circle_is_none(
     code, _, said = command("images", "list")
     assert code in (0, 2) and "Traceback" not in said
     assert "its links lead in a circle" in said if code else "no images" in said
+
+
+@pytest.mark.parametrize(("what", "noun"), [("images", "image"), ("templates", "template")])
+def test_an_image_stays_while_an_instance_is_based_on_it(command: Command, what: str, noun: str) -> None:
+    paths = Home(command.home).instance("one")
+    paths.directory.mkdir(parents=True)
+    key = "0" * 64
+    Journal(paths.journal, "one", template=key, plan={"facts": {"image": {"digest": key}}}).save()
+    code, _, said = command(what, "remove", key)
+    assert code == 2 and f"instances use this {noun}: one" in said and "destroy them first" in said

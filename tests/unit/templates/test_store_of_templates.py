@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -88,3 +91,18 @@ def test_none_is_removed_while_nobody_can_tell_what_an_instance_uses(home: Home)
     assert collect(home) == [] and (home.templates / KEY).exists()
     shutil.rmtree(home.instance("newer").directory)
     assert collect(home) == [("removed", f"template {KEY}")]
+
+
+@pytest.mark.parametrize(("days", "gone"), [(store.UNUSED_DAYS - 1, False), (store.UNUSED_DAYS, True)])
+def test_one_that_was_not_used_for_long_is_removed(
+    home: Home, monkeypatch: pytest.MonkeyPatch, days: int, gone: bool
+) -> None:
+    folder = add(home, KEY)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    fitting = {"content": "c", "format": store.FORMAT, "settle": store.SETTLE}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **fitting}))
+    used = time.time() - days * 86400 - 60
+    os.utime(folder / "manifest.json", (used, used))
+    monkeypatch.setattr(store.ImageStore, "find", lambda *_: SimpleNamespace(content_digest="c"))
+    assert [row["reason"] for row in store.collect_templates(home, (KEY,), dry_run=False)] == []
+    assert bool(collect(home)) is gone and (home.templates / KEY).exists() is not gone
