@@ -34,6 +34,7 @@ PAGES = (
     "docs/files.md",
     "docs/images.md",
     "docs/reliability.md",
+    "docs/for-agents.md",
 )
 STORED = Path(__file__).parent / "promises"
 KINDS = {

@@ -17,7 +17,7 @@ from ktrdr_vm.plan import guard_interface, haproxy
 from ktrdr_vm.policy.owner_policy import EscalationPolicy, OwnerPolicy
 from ktrdr_vm.profile import scalars
 from ktrdr_vm.report.mask import MIN_LENGTH
-from ktrdr_vm.run import run
+from ktrdr_vm.run import run, workload
 from ktrdr_vm.templates import store as templates
 
 WORDS = {1.0: "second", 4: "four", 10: "ten", 20: "twenty", 200: "two hundred"}
@@ -106,6 +106,7 @@ PROMISES = [
     ),
     ("docs/reliability.md", f"removes requests that ended more than {run_removal.KEPT_DAYS} days ago"),
     ("docs/reliability.md", f"templates that were not used for {templates.UNUSED_DAYS} days"),
+    ("docs/for-agents.md", f"the end of your output ({workload.KEPT_OUTPUT >> 10} KiB)"),
     ("docs/for-owners.md", f"have not been used for {templates.UNUSED_DAYS} days"),
     (
         "docs/for-owners.md",
