@@ -16,6 +16,7 @@ def bundle(instance_id: str, run_id: str, publishing: bool, as_json: bool) -> No
     """Create the pull-request bundle of a run of INSTANCE_ID. It is refused if the Startability Gate did not pass."""
     from ktrdr_vm.cli.options import find_run
     from ktrdr_vm.cli.output import echo_json
+    from ktrdr_vm.errors import UsageError
     from ktrdr_vm.evidence.bundle import make_bundle, publish
     from ktrdr_vm.evidence.reader import find_workspace
     from ktrdr_vm.host.owner import find_owner
@@ -46,5 +47,10 @@ def bundle(instance_id: str, run_id: str, publishing: bool, as_json: bool) -> No
             click.echo(f"missing  {escape(one)}", err=True)
     if publishing:
         repository = find_workspace(run)
-        assert repository is not None, "a run without a workspace has no commits"
+        if repository is None:
+            raise UsageError(
+                "there is no commit to publish, because the run had no workspace",
+                where=str(made.directory),
+                hint="only what a workload committed can be pushed; add `workspace` to the profile",
+            )
         click.echo(escape(publish(made, repository, policy)).replace("\\n", "\n"), err=True, nl=False)

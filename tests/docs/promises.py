@@ -35,6 +35,8 @@ PAGES = (
     "docs/images.md",
     "docs/reliability.md",
     "docs/for-agents.md",
+    "docs/for-owners.md",
+    "docs/for-reviewers.md",
 )
 STORED = Path(__file__).parent / "promises"
 KINDS = {

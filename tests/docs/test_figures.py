@@ -10,7 +10,7 @@ from ktrdr_vm.egress.telemetry import otlp, relay, sender, supervisor
 from ktrdr_vm.escalation import inbox, packet, store
 from ktrdr_vm.evidence import envelope, forge, otel_export, run_directory
 from ktrdr_vm.gates import template_worker
-from ktrdr_vm.host import authorities, capacity, libvirt, name_servers, run_removal
+from ktrdr_vm.host import authorities, capacity, git, libvirt, name_servers, run_removal
 from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.inputs import committed_files
 from ktrdr_vm.plan import guard_interface, haproxy
@@ -21,6 +21,8 @@ from ktrdr_vm.run import run, workload
 from ktrdr_vm.templates import store as templates
 
 WORDS = {1.0: "second", 4: "four", 10: "ten", 20: "twenty", 200: "two hundred"}
+# Of what Git writes.
+_PATCH = next(int(word.partition("=")[2]) for word in git.BOUNDS if word.startswith("--fsize="))
 PROMISES = [
     (
         "docs/egress.md",
@@ -118,6 +120,7 @@ PROMISES = [
         f"at most {OwnerPolicy().largest.vcpus} vCPUs, {OwnerPolicy().largest.memory >> 10} GiB of memory and"
         f" {OwnerPolicy().largest.disk >> 10} GiB of disk for a VM, at most {OwnerPolicy().most_instances} instances",
     ),
+    ("docs/for-reviewers.md", f"a commit whose patch is larger than {_PATCH >> 20} MiB"),
     ("docs/owner-policy.md", f"{WORDS[escalations._MAX_HOOKS].capitalize()} run at one time for an instance"),
 ]
 

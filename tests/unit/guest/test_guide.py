@@ -33,7 +33,7 @@ def test_it_promises_docker_only_of_an_image_that_has_it() -> None:
 def test_identity_and_guide_tell_the_same() -> None:
     """One is for programs, the other for whoever reads."""
     text = """{version: 1, name: n, image: i, workspace: {target: /project}, gates: [isolation],
-        workload: {command: ['true'], timeout: 7m}, secrets: [{name: deploy, env: KTRDR_DEPLOY, ttl: 90s}],
+        workload: {command: ['true'], timeout: 7m}, secrets: [{name: deploy, source: {env: KTRDR_DEPLOY}, ttl: 90s}],
         egress: {allow: [{host: git.example.com, ports: [22], reason: the forge}]}}"""
     loaded = load_profile(text, "p", lambda *_: ("", b""))
     facts = Facts("tcg", "/e", "m", "/home", ImageFacts("i", "d" * 64, "/i"))
