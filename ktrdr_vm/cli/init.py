@@ -39,6 +39,12 @@ def init(workspace: Path, dry_run: bool, force: bool, as_json: bool) -> None:
     from ktrdr_vm.inputs.profile_file import find_top
 
     top = find_top(workspace.resolve())
+    if top is None and (workspace / "HEAD").is_file() and (workspace / "objects").is_dir():
+        raise UsageError(
+            "this is a bare repository, which has no files",
+            where=str(workspace.resolve()),
+            hint="name a clone or a worktree of it with --workspace",
+        )
     if top is None:
         raise UsageError(
             "this folder is not in a Git repository",
@@ -99,9 +105,10 @@ def _ask(survey: Survey) -> Answers:
 def _read(top: Path, name: str) -> str | None:
     """The file that exists; None if there is none."""
     from ktrdr_vm.host.beneath import open_file
+    from ktrdr_vm.host.owner import find_owner, reading_as
 
     try:
-        with os.fdopen(open_file(top, name), "rb") as file:
+        with reading_as(find_owner()), os.fdopen(open_file(top, name), "rb") as file:
             return file.read(1 << 20).decode("utf-8", "replace")
     except FileNotFoundError:
         return None
@@ -109,9 +116,11 @@ def _read(top: Path, name: str) -> str | None:
 
 def _write(top: Path, documents: Mapping[str, str]) -> None:
     from ktrdr_vm.host.beneath import create_file
+    from ktrdr_vm.host.owner import find_owner, reading_as
 
     for name, text in documents.items():
-        with os.fdopen(create_file(top, name, replace=True), "wb") as file:
+        # With sudo they belong to the person, who edits them.
+        with reading_as(find_owner()), os.fdopen(create_file(top, name, replace=True), "wb") as file:
             file.write(text.encode())
 
 

@@ -13,6 +13,8 @@ from ktrdr_vm.init.files import Files
 
 Kind = Literal["static", "unit"]
 _MAKEFILES = ("GNUmakefile", "makefile", "Makefile")
+# Rules of one target or several, with one colon or two; `:=` and `::=` assign a variable.
+_RULE = re.compile(r"^([A-Za-z0-9_.-]+(?:[ \t]+[A-Za-z0-9_.-]+)*)[ \t]*::?(?!:*=)", re.MULTILINE)
 _TARGETS: dict[Kind, tuple[str, ...]] = {
     "static": ("lint", "static", "check-style"),
     "unit": ("unit", "test", "tests", "check"),
@@ -80,7 +82,7 @@ def find_toolchains(files: Files) -> tuple[Toolchain, ...]:
 
 def _read_makefile(files: Files) -> Iterator[Command]:
     name = files.find(*_MAKEFILES)
-    targets = set(re.findall(r"^([A-Za-z0-9_.-]+)\s*:(?![:=])", files.read(name), re.MULTILINE)) if name else set()
+    targets = {one for rule in _RULE.findall(files.read(name)) for one in rule.split()} if name else set()
     for kind, candidates in _TARGETS.items():
         if target := next((one for one in candidates if one in targets), ""):
             yield Command(kind, f"make {target}", f"{name} has the target {target}")

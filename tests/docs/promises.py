@@ -37,6 +37,7 @@ PAGES = (
     "docs/for-agents.md",
     "docs/for-owners.md",
     "docs/for-reviewers.md",
+    "docs/first-profile.md",
 )
 STORED = Path(__file__).parent / "promises"
 KINDS = {

@@ -85,3 +85,12 @@ def test_outside_of_a_repository_it_says_so(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     stopped = run().exception
     assert isinstance(stopped, UsageError) and "not in a Git repository" in str(stopped) and "git init" in stopped.hint
+
+
+def test_a_bare_repository_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`git init` in it, which a folder outside of a repository needs, would be wrong."""
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "HEAD").write_text("ref: refs/heads/main\n")
+    monkeypatch.chdir(tmp_path)
+    stopped = run().exception
+    assert isinstance(stopped, UsageError) and "bare repository" in str(stopped) and "worktree" in stopped.hint

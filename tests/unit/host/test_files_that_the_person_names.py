@@ -66,3 +66,15 @@ def test_comments_are_read_as_the_person(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("KTRDR_VM_HOME", str(folder.parent / "home"))
     with pytest.raises(UsageError, match="the comments cannot be read: Permission denied"):
         cli.main(["push", "one", "--comments", str(folder / "comments")], standalone_mode=False)
+
+
+def test_what_init_writes_is_the_persons_to_edit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / ".git").mkdir()
+    (folder / "Makefile").write_text("test:\n")
+    monkeypatch.chdir(folder)
+    cli.main(["init"], standalone_mode=False)
+    written = [folder / "ktrdr.yaml", folder / "playbooks", folder / "playbooks/checks.yaml"]
+    assert {path.stat().st_uid for path in written} == {PERSON}
+    (folder / "ktrdr.yaml").write_text("mine\n")
+    cli.main(["init", "--force"], standalone_mode=False)
+    assert (folder / "ktrdr.yaml").stat().st_uid == PERSON

@@ -99,6 +99,8 @@ def test_an_environment_file_is_copied_and_its_secrets_are_suggested(tmp_path: P
     ("files", "lines"),
     [
         ({"Makefile": "lint:\n\tx\ntest:\n\ty\n", "package.json": '{"scripts": {"test": "x"}}'}, ["npm install", "make lint", "make test"]),
+        ({"Makefile": "lint test: deps\n\tx\n"}, ["make lint", "make test"]),
+        ({"Makefile": "lint:: deps\n\tx\nunit := a\ncheck ::= b\ntests :::= c\n"}, ["make lint"]),
         ({"package.json": '{"scripts": {"test": "vitest"}}', "package-lock.json": "{}"}, ["npm ci", "npm run test"]),
         ({"package.json": '{"scripts": {"test": "vitest"}}', "pnpm-lock.yaml": ""}, ["npx --yes pnpm install --frozen-lockfile", "npx --yes pnpm run test"]),
         ({"pyproject.toml": "[tool.pytest.ini_options]\n", "uv.lock": ""}, ["uv sync --all-extras", "uv run pytest"]),
@@ -268,3 +270,13 @@ def test_compose_files_of_other_folders_are_named(tmp_path: Path) -> None:
     text = " ".join(draft(tmp_path, files)["ktrdr.yaml"].replace("#", " ").split())
     assert "a/compose.yaml: playbooks/starts.yaml of this repository. CHANGE: other" in text
     assert "compose files are not started: b/compose.yaml." in text
+
+
+def test_any_dockerfile_names_its_registries(tmp_path: Path) -> None:
+    """Without the names of its own stages, and whatever the file is called."""
+    files = {
+        "Dockerfile.dev": "FROM ghcr.io/a/b:1 AS base\nFROM base\n",
+        "docker/api.Dockerfile": "from --platform=linux/amd64 quay.io/c/d\nFROM scratch\n",
+    }
+    allowed = read_profile(draft(tmp_path, files))["egress"]["allow"]
+    assert [one.get("preset") for one in allowed] == ["debian", "ghcr", "quay"]
