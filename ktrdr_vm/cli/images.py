@@ -78,18 +78,15 @@ def remove(digest: str) -> None:
 
     require_root()
     home = find_home()
-    users = [
-        journal.instance_id
-        for journal in list_journals(home)
-        if journal.plan.get("facts", {}).get("image", {}).get("digest") == digest
-    ]
-    if users:
-        raise UsageError(f"instances use this image: {', '.join(users)}", where=digest, hint="destroy them first")
+    if not is_digest(digest):
+        raise UsageError("there is no such image", where=digest, hint="`ktrdr-vm images list` shows them")
     if unreadable := list_unreadable(home):
         raise UsageError(
             f"the journals of these instances cannot be read, and they may use this image: {', '.join(unreadable)}",
             where=digest,
             hint="`ktrdr-vm status` says why; destroy them first",
         )
-    if not is_digest(digest) or not ImageStore(home.images).remove(digest):
+    if users := [journal.instance_id for journal in list_journals(home) if journal.image == digest]:
+        raise UsageError(f"instances use this image: {', '.join(users)}", where=digest, hint="destroy them first")
+    if not ImageStore(home.images).remove(digest):
         raise UsageError("there is no such image", where=digest, hint="`ktrdr-vm images list` shows them")

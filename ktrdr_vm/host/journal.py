@@ -102,6 +102,14 @@ class Journal:
             )
 
     @property
+    def image(self) -> str:
+        """The digest of the image of its plan. ValueError if the plan has none, which no version wrote."""
+        try:
+            return str(self.plan["facts"]["image"]["digest"])
+        except (KeyError, TypeError):
+            raise ValueError("the plan names no image") from None
+
+    @property
     def expired(self) -> bool:
         """True if its time to live has ended."""
         return bool(self.expires_at) and has_passed(self.expires_at, self.expires_boot, self.expires_second)
@@ -273,8 +281,10 @@ def list_unreadable(home: Home) -> list[str]:
     found = []
     for directory in list_directories(home):
         try:
-            read_journal(directory / "journal.json")
-        except (ProvisionError, HostError):
+            journal = read_journal(directory / "journal.json")
+            if journal is not None:
+                _ = journal.image
+        except (ProvisionError, HostError, ValueError):
             found.append(directory.name)
     return found
 

@@ -228,6 +228,12 @@ def find_home() -> Home:
             where="KTRDR_VM_HOME",
             hint="name a folder",
         ) from None
+    if root == Path("/"):
+        raise UsageError(
+            "the root of the file system cannot be the state directory",
+            where="KTRDR_VM_HOME",
+            hint="name a folder of its own: only its owner may list it",
+        )
     if not _PLAIN.fullmatch(str(root)):
         raise UsageError(
             f"{str(root)!a} cannot be the state directory",
@@ -246,7 +252,8 @@ def _find_default() -> Path:
 
 def find_shipped(kind: str, name: str) -> Path | None:
     """A shipped profile, playbook or recipe; None if there is none of that name, and for a path."""
-    if Path(name).name != name:
+    # A name that no file can have is that of none.
+    if Path(name).name != name or len(os.fsencode(name)) > 255:
         return None
     path = find_shipped_folder() / kind / name
     return path if path.is_file() else None

@@ -75,6 +75,8 @@ class ImageStore:
     def remove(self, digest: str) -> bool:
         """Remove an image; False if there was none. The caller checks that no overlay uses it."""
         directory = self._directory(digest)
+        if not directory.exists():
+            return False  # without a lock, which would create the store
         with self.lock(digest):
             if not directory.exists():
                 return False

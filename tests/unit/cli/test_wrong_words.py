@@ -119,12 +119,24 @@ def test_an_instance_that_is_not_there_has_no_guard_to_warn_of(command: Command,
     assert (code, out) == (2, "") and "there is no instance nosuch" in said and "guard" not in said
 
 
+# Without the digest of an image.
+PLANS = ("{}", '{"facts": null}', '{"facts": {"image": null}}', '{"facts": {"image": []}}')
+
+
 @pytest.mark.parametrize("what", ["images", "templates"])
-def test_nothing_is_removed_that_an_unreadable_journal_may_name(command: Command, what: str) -> None:
+@pytest.mark.parametrize(
+    "journal",
+    [
+        '{"schema_version": 99}',
+        "{",
+        *(f'{{"schema_version": 3, "instance_id": "newer", "plan": {plan}}}' for plan in PLANS),
+    ],
+)
+def test_nothing_is_removed_that_an_unreadable_journal_may_name(command: Command, what: str, journal: str) -> None:
     """The disk of that instance would be lost, and it is there for a newer version of the program."""
     folder = command.home / "instances" / "newer"
     folder.mkdir(parents=True)
-    (folder / "journal.json").write_text('{"schema_version": 99}')
+    (folder / "journal.json").write_text(journal)
     code, _, said = command(what, "remove", "0" * 64)
     assert code == 2 and "journals of these instances cannot be read" in said and "newer" in said
 
@@ -147,3 +159,20 @@ def test_an_image_stays_while_an_instance_is_based_on_it(command: Command, what:
     Journal(paths.journal, "one", template=key, plan={"facts": {"image": {"digest": key}}}).save()
     code, _, said = command(what, "remove", key)
     assert code == 2 and f"instances use this {noun}: one" in said and "destroy them first" in said
+
+
+def test_removing_what_is_not_there_creates_nothing(command: Command, tmp_path: Path) -> None:
+    code, _, said = command("images", "remove", "0" * 64)
+    assert code == 2 and "there is no such image" in said and list(tmp_path.iterdir()) == []
+
+
+def test_the_root_of_the_file_system_is_no_state_directory(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would get the mode 0711, and nobody but root could list it."""
+    monkeypatch.setenv("KTRDR_VM_HOME", "/")
+    code, _, said = command("images", "list")
+    assert code == 2 and "the root of the file system cannot be" in said
+
+
+def test_a_name_that_no_file_can_have_is_no_profile(command: Command) -> None:
+    code, _, said = command("validate", "a" * 300)
+    assert code == 2 and "cannot be read: File name too long" in said and "next: name a regular file" in said

@@ -85,7 +85,7 @@ def test_none_is_removed_while_nobody_can_tell_what_an_instance_uses(home: Home)
     """Its disk may be an overlay on one, and its journal of a newer version of the program."""
     add(home, KEY)
     home.instance("one").directory.mkdir()
-    Journal(home.instance("one").journal, "one").save()
+    Journal(home.instance("one").journal, "one", plan={"facts": {"image": {"digest": "1" * 64}}}).save()
     home.instance("newer").directory.mkdir()
     home.instance("newer").journal.write_text('{"schema_version": 99}')
     assert collect(home) == [] and (home.templates / KEY).exists()
