@@ -84,7 +84,7 @@ def test_a_state_directory_is_not_created(answers: Answers, tmp_path: Path) -> N
     assert not answers.folder.parent.exists()
 
 
-@pytest.mark.parametrize("how", ["link", "writable", "no JSON", "another form", "folder"])
+@pytest.mark.parametrize("how", ["link", "writable", "no JSON", "another form", "another part", "folder"])
 def test_a_file_that_is_not_its_own_is_not_used(answers: Answers, read: list[str], how: str) -> None:
     keep(answers, read)
     file = answers.folder / "client.json"
@@ -97,5 +97,6 @@ def test_a_file_that_is_not_its_own_is_not_used(answers: Answers, read: list[str
         file.unlink()
         file.mkdir()
     else:
-        file.write_text("[" if how == "no JSON" else "[]")
+        forms = {"no JSON": "[", "another form": "[]", "another part": '{"question": "a", "answer": 1, "read": []}'}
+        file.write_text(forms[how])
     assert answers.find("client.json", "a") is None

@@ -69,7 +69,14 @@ def test_kvm_without_a_kernel_is_not_believed_for_long(cache: Path, monkeypatch:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"boot": "11111111-2222"}', json.dumps({"boot": BOOT, "name": "kvm", "evil": 1}).encode()],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"5",
+        b'{"boot": "11111111-2222"}',
+        json.dumps({"boot": BOOT, "name": "kvm", "evil": 1}).encode(),
+    ],
 )
 def test_a_damaged_cache_is_no_verdict(cache: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     made = tries(monkeypatch, Accelerator("tcg", "tried"))
@@ -77,6 +84,14 @@ def test_a_damaged_cache_is_no_verdict(cache: Path, monkeypatch: pytest.MonkeyPa
     cache.write_bytes(content)
     assert accelerator.find_accelerator().reason == "tried"
     assert made == [None]
+
+
+@pytest.mark.parametrize("in_the_way", ["run", "accelerator.json"])
+def test_a_verdict_that_cannot_be_kept_is_one(cache: Path, monkeypatch: pytest.MonkeyPatch, in_the_way: str) -> None:
+    """As where /run is read-only: the next command tries again."""
+    made = tries(monkeypatch, Accelerator("tcg", "tried"))
+    cache.parent.touch() if in_the_way == "run" else cache.mkdir(parents=True)
+    assert [accelerator.find_accelerator().reason for _ in range(2)] == ["tried", "tried"] and made == [None, None]
 
 
 def test_without_the_right_to_try_it_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
