@@ -103,7 +103,7 @@ def coerce(module: str, name: str, value: Any, *, rendered: bool = False) -> tup
         return (parsed, "") if parsed is not None else (value, wrong)
     if kind in ("int", "float"):
         try:
-            if isinstance(value, bool):
+            if isinstance(value, bool) or (kind == "int" and isinstance(value, float) and not value.is_integer()):
                 raise ValueError
             return (int(value) if kind == "int" else float(value)), ""
         except (ValueError, TypeError, OverflowError):
@@ -147,7 +147,9 @@ def _parse_text(module: str, text: str) -> dict[str, Any]:
     rest: list[str] = []
     for word in split_words(text):
         name, equals, value = word.strip().partition("=")
-        known = name in spec.options and name not in ("cmd", "argv", "stdin") if spec.free_form else equals
+        known = (
+            name in spec.options and name not in ("cmd", "argv", "expand_argument_vars") if spec.free_form else equals
+        )
         if equals and known and name.isidentifier():
             found[name] = _unquote(value)
         else:

@@ -50,11 +50,13 @@ class Attempt:
         task = self.task
         result: Result = {}
         try:
-            retries = int(self._number("retries", task.retries, 3 if task.until else 0))
+            retries = self._number("retries", task.retries, 3 if task.until else 0)
+            if not retries.is_integer():
+                raise TemplateError(f"`retries` must be a whole number, not {retries:g}")
             delay = self._number("delay", task.delay, 5.0)
         except TemplateError as error:
             return {"changed": False, "failed": True, "msg": str(error)}
-        tries = 1 + max(0, retries)
+        tries = 1 + max(0, int(retries))
         for attempt in range(1, tries + 1):
             if self.context.proceed is not None:
                 self.context.proceed()
@@ -151,6 +153,7 @@ class Attempt:
             return self._all(self.task.until, result)
         except TemplateError as error:
             result |= {"failed": True, "msg": str(error)}
+            result.pop("failed_when_result", None)
             return True
 
     def _all(self, conditions: tuple[Any, ...], result: Result) -> bool:
@@ -161,7 +164,7 @@ class Attempt:
         """The value of a keyword. TemplateError if it is not a number, since a task without its retries decides from
         less than its author wrote."""
         if value is None:
-            return default
+            return float(default)
         try:
             found = self.templar.render(value, self.scope_with({}))
         except TemplateError as error:

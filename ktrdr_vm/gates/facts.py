@@ -55,6 +55,8 @@ def refuse_name(name: str, keys: set[str], defined: set[str]) -> str:
         return ""
     if name in REFUSED:
         return f"the variable {name!r} is not supported: {REFUSED[name]}"
+    if name == "ansible_failed_task" and keys - {"name"}:
+        return "of 'ansible_failed_task' only `ansible_failed_task.name` is supported"
     if name == "ansible_facts":
         unknown = sorted(keys - FACTS)
         if "" in unknown:

@@ -17,7 +17,7 @@ from ktrdr_vm.gates.model import MAX_SENT, Node, Playbook, Task
 from ktrdr_vm.gates.modules.base import ModuleFailure
 from ktrdr_vm.gates.modules.sources import digest_listing, is_missing, list_source, read_source
 from ktrdr_vm.gates.playbook import PLAYBOOK_HINT, parse_playbook
-from ktrdr_vm.host.beneath import Place, find_place, open_file
+from ktrdr_vm.host.beneath import Place, find_place, open_file, open_folder, split_name
 from ktrdr_vm.profile.strict_yaml import MAX_BYTES
 
 # Limit of all files that one playbook sends.
@@ -87,6 +87,38 @@ def _refuse_missing(playbook: Playbook, roots: Sequence[Place], read: Iterable[s
             problems.append(Problem(file, int(line), int(column), "", what))
     if problems:
         raise DocumentError(problems, hint="correct the name, or add the file; its name is from the playbook's folder")
+
+
+def _refuse_unread(playbook: Playbook, folder: Place, read: Iterable[str]) -> None:
+    """DocumentError for what ansible-playbook would read beside the playbook and in its roles, and this program would
+    not. A file of variables that the playbook names itself was read."""
+    read = set(read)
+    places = [("group_vars/all", "name it in `vars_files`, or use `vars`")]
+    for role in sorted({"/".join(name.split("/")[:2]) for name in read if name.startswith("roles/")}):
+        places += [(f"{role}/{part}/main", "write one file main.yml") for part in ("vars", "defaults")]
+        places += [(f"{role}/meta/argument_specs", "use `assert` in the tasks of the role")]
+    problems = []
+    for name, advice in places:
+        for ending in ("", ".yml", ".yaml", ".json"):
+            one = f"{name}{ending}"
+            known = one in read or (name.endswith("/main") and ending in (".yml", ".yaml"))
+            if not known and _exists(folder, one):
+                what = f"{one!r} would be read by ansible-playbook, and is not supported; {advice}"
+                problems.append(Problem(playbook.source, 1, 1, "", what))
+    if problems:
+        raise DocumentError(problems, hint=PLAYBOOK_HINT)
+
+
+def _exists(folder: Place, name: str) -> bool:
+    *parts, last = split_name(name)
+    try:
+        with open_folder(folder, parts) as descriptor:
+            os.stat(last, dir_fd=descriptor, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, KtrdrError):
+        return True
+    return True
 
 
 def _digest_source(folder: Place, name: str) -> dict[str, tuple[str, int]]:
@@ -176,6 +208,7 @@ def load_playbook(path: Path, *, beneath: Path | None = None, source: str = "") 
     roots = (Place(beneath),) if beneath else ()
     playbook = parse_playbook(text, source or str(path), read=read, read_template=read_template)
     playbook = replace(playbook, folder=str(place.parent.path.absolute()))
+    _refuse_unread(playbook, place.parent, files)
     found = _find_files(playbook, place.parent, files)
     if roots:
         _refuse_missing(playbook, (place.parent, *roots), files)

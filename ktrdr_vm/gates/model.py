@@ -66,6 +66,8 @@ class Task:
     notify: tuple[Any, ...] = ()
     listen: tuple[str, ...] = ()
     """The topics of a handler, in addition to its name."""
+    is_nameless: bool = False
+    """True for a handler whose `name` is only that of its module, which nothing can notify."""
 
     @property
     def is_include(self) -> bool:
@@ -91,6 +93,8 @@ class Block:
 
 def find_names(handler: Task) -> tuple[str, ...]:
     """The names of a handler: its own, and that with its role."""
+    if handler.is_nameless:
+        return ()
     return (handler.name, f"{handler.common.role} : {handler.name}") if handler.common.role else (handler.name,)
 
 

@@ -219,9 +219,15 @@ class Parser:
                 waiting += [((*place, number), inner) for number, inner in enumerate(item)]
             elif isinstance(item, str):
                 wrapped = item.strip().startswith("{{")
-                expression = (module == "assert" and "that" in place) or (module == "debug" and place[-1] == "var")
-                expression = expression and not wrapped
-                if expression or is_template(item):
+                condition = module == "assert" and "that" in place
+                expression = (condition or (module == "debug" and place[-1] == "var")) and not wrapped
+                if expression and is_template(item):
+                    self._note(
+                        document,
+                        place,
+                        f"{place[-1] if not condition else 'that'!r} is an expression; write it without braces",
+                    )
+                elif expression or is_template(item):
                     self._check_text(document, place, item, expression=expression)
 
     def _check_text(self, document: Document, path: Path, text: str, *, expression: bool) -> None:

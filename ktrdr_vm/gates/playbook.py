@@ -113,14 +113,17 @@ class _PlayParser(TaskParser):
         )
         self._handler_list(document, (*path, "handlers"), data.get("handlers"), files)
         before = self._nodes(document, (*path, "pre_tasks"), data.get("pre_tasks"), files)
+        earlier = len(self._handlers)
         roles = self._roles(document, (*path, "roles"), data.get("roles"), files)
+        # As in Ansible, the handlers of `roles` run before those of the play, which win over theirs of the same name.
+        self._handlers = [*self._handlers[earlier:], *self._handlers[:earlier]]
         tasks = self._nodes(document, (*path, "tasks"), data.get("tasks"), files)
         after = self._nodes(document, (*path, "post_tasks"), data.get("post_tasks"), files)
         self._check_notified()
         here = place(document, path)
         facts = (Task("Gathering Facts", "setup", {}, here),) if gather and self.uses_facts else ()
         flush = (Task("run handlers", "meta", {"free_form": "flush_handlers"}, here),) if self._handlers else ()
-        sections = ((*section, *flush) for section in (before, (*roles, *tasks), after) if section)
+        sections = ((*section, *flush) for section in (before, (*roles, *tasks), after))
         listed: tuple[Node, ...] = (*facts, *(node for section in sections for node in section))
         return Play(self._name(document, path, data), here, self._with_roles(common), listed, tuple(self._handlers))
 
@@ -151,6 +154,7 @@ class _PlayParser(TaskParser):
             self._note(document, path, "`roles` must be a list")
             return ()
         found: list[Node] = []
+        listed: list[tuple[Any, ...]] = []
         for number, item in enumerate(value or []):
             here = (*path, number)
             data = {"role": item} if isinstance(item, str) else item
@@ -159,6 +163,15 @@ class _PlayParser(TaskParser):
             role = self._role(document, here, data.get("role", data.get("name")), files, static=True)
             if role is not None:
                 common = self._common(document, here, {key: one for key, one in data.items() if key != "name"})
+                called = (role.name, common.when, common.tags, common.vars)
+                if called in listed and role.name not in self._repeatable:
+                    self._note(
+                        document,
+                        here,
+                        f"the role {role.name!r} is listed twice with the same `when`, `tags` and `vars`, and runs once"
+                        " in Ansible; remove the entry, or set `allow_duplicates: true` in the role's meta/main.yml",
+                    )
+                listed.append(called)
                 # Variables of the entry win over those of the role.
                 role = replace(role, common=replace(role.common, vars={**role.common.vars, **common.vars}))
                 found.append(Block(role.name, role.where, common, (role,)))

@@ -85,8 +85,17 @@ def _last_line(value: Any) -> str:
     return keep_beginning(last, 300)
 
 
-def find_outcome(result: Mapping[str, Any], *, ignored: bool) -> TaskOutcome:
-    if result.get("failed"):
+def has_failed(result: Mapping[str, Any]) -> bool:
+    """Whether a task failed. `failed_when` decides alone, as in Ansible, also if `until` was never true; the registered
+    `failed` is true then."""
+    rows = result.get("results")
+    if isinstance(rows, list) and rows and all(isinstance(row, Mapping) and "ansible_loop_var" in row for row in rows):
+        return any(has_failed(row) for row in rows)
+    return bool(result.get("failed_when_result", result.get("failed")))
+
+
+def find_outcome(result: Mapping[str, Any], *, failed: bool, ignored: bool) -> TaskOutcome:
+    if failed:
         return "ignored" if ignored else "failed"
     if result.get("skipped"):
         return "skipped"

@@ -15,7 +15,7 @@ from ktrdr_vm.gates.loops import find_items, make_item, make_label, sum_up
 from ktrdr_vm.gates.model import Block, Common, Node, Play, Playbook, Task, find_names
 from ktrdr_vm.gates.modules.base import Result
 from ktrdr_vm.gates.renderer import IsolatedRenderer, Renderer
-from ktrdr_vm.gates.results import add_hints, find_outcome, hide_result, make_task_result, plain_text
+from ktrdr_vm.gates.results import add_hints, find_outcome, has_failed, hide_result, make_task_result, plain_text
 from ktrdr_vm.gates.selection import is_selected
 from ktrdr_vm.gates.templating import TemplateError
 from ktrdr_vm.gates.variables import Variables, find_role
@@ -123,23 +123,29 @@ class _Run:
         started_at, clock = context.now(), context.monotonic()
         self.tell("task_started", task=name, module=task.module, where=task.where, time=started_at)
         self._about_containers = self._about_containers or _names_docker(task)
+        before = dict(self._variables.results)
         turns, inner_failure = self._turns(task, commons, item)
         result = sum_up(turns, looped=task.loop is not None)
+        failed = has_failed(result)
+        if failed and task.module == "set_fact":
+            # As in Ansible, a task that failed has set nothing, none of its items.
+            self._variables.results = before
         if task.register:
             self._variables.results[task.register] = result
         if inner_failure is None:
             context.on_result(name, result)
         try:
-            if task.notify and result.get("changed") and not result.get("failed"):
+            if task.notify and result.get("changed") and not failed:
                 self._notify(task, commons, item, turns)
         except TemplateError as error:
+            failed = True
             result |= {"failed": True, "msg": str(error)}
             turns = [("", result)]
-        ignored = bool(result.get("failed")) and self._flag_or(commons, "ignore_errors", item, default=False)
-        outcome = find_outcome(result, ignored=ignored)
+        ignored, unclear = self._is_ignored(commons, item) if failed else (False, ())
+        outcome = find_outcome(result, failed=failed, ignored=ignored)
         if self._flag_or(commons, "no_log", item, default=True):
             turns = [(label and f"item {number}", hide_result(one)) for number, (label, one) in enumerate(turns, 1)]
-        asks = result.get("failed") and self._about_containers and not task.is_include
+        asks = failed and self._about_containers and not task.is_include
         evidence, hints = self._evidence(task, commons, item, turns) if asks else ((), ())
         took = context.monotonic() - clock
         made = make_task_result(
@@ -152,7 +158,7 @@ class _Run:
             mask=context.mask,
             evidence=evidence,
         )
-        made = add_hints(made, hints, context.mask)
+        made = add_hints(made, (*unclear, *hints), context.mask)
         self.tell(
             "task_finished",
             task=name,
@@ -197,15 +203,15 @@ class _Run:
         return turns, None
 
     def _meta(self, task: Task, commons: tuple[Common, ...], outer: tuple[Common, ...]) -> _Failure | None:
-        """`meta`: run the notified handlers, in their own order. A handler may notify others."""
+        """`meta`: run the notified handlers, in their own order. A handler may notify others: a later one runs now, an
+        earlier one the next time, as in Ansible."""
         if task.arguments.get("free_form") != "flush_handlers" or self._skipped(task, commons, {}, quiet=True):
             return None
-        for _ in self._handlers:
-            for number, handler in enumerate(self._handlers):
-                if number in self._notified:
-                    self._notified.discard(number)
-                    if failed := self._task(handler, outer[:1], {}):
-                        return failed
+        for number, handler in enumerate(self._handlers):
+            if number in self._notified:
+                self._notified.discard(number)
+                if failed := self._task(handler, outer[:1], {}):
+                    return failed
         return None
 
     def _notify(
@@ -217,7 +223,9 @@ class _Run:
             scope = self._variables.scope(
                 commons, {**item, variable: result[variable]} if task.loop is not None else item
             )
-            for name in (plain_text(self._templar.render(one, scope)) for one in task.notify):
+            rendered = self._templar.render(list(task.notify), scope)
+            listed = (inner for one in rendered for inner in (one if isinstance(one, list) else [one]))
+            for name in map(plain_text, listed):
                 named = [number for number, handler in enumerate(self._handlers) if name in find_names(handler)]
                 listening = [number for number, handler in enumerate(self._handlers) if name in handler.listen]
                 if not named and not listening:
@@ -291,6 +299,13 @@ class _Run:
     def _flag(self, commons: tuple[Common, ...], name: str, item: Mapping[str, Any]) -> bool:
         value = _nearest(commons, name)
         return truth(self._templar.render(value, self._variables.scope(commons, item))) if value is not None else False
+
+    def _is_ignored(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
+        """Whether the failure of a task is ignored, and why that cannot be known."""
+        try:
+            return self._flag(commons, "ignore_errors", item), ()
+        except TemplateError as error:
+            return False, (f"`ignore_errors`: {error}",)
 
     def _flag_or(self, commons: tuple[Common, ...], name: str, item: Mapping[str, Any], *, default: bool) -> bool:
         try:

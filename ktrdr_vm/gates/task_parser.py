@@ -9,6 +9,7 @@ from typing import Any
 
 from ktrdr_vm.gates.arguments import find_module, is_template, parse_arguments
 from ktrdr_vm.gates.facts import refuse_setting
+from ktrdr_vm.gates.filters import parse_bool
 from ktrdr_vm.gates.keyword_parser import LOOPS, KeywordParser
 from ktrdr_vm.gates.model import Block, Common, Node, Task, find_names
 from ktrdr_vm.gates.parser import ELSEWHERE
@@ -32,6 +33,10 @@ _INCLUDE_KEYS = (
 )
 _IMPORT_KEYS = COMMON_KEYS | {"args"}
 _OTHER_MODULES: Mapping[str, str] = {"include_vars": "use `vars_files` of the play, or `vars`"}
+_ROLE_REFUSED: Mapping[str, str] = {
+    "dependencies": "list the roles in the playbook",
+    "argument_specs": "use `assert` in the tasks",
+}
 _LOOKUP_LOOPS = "use `loop` with a filter, such as `product`, `zip`, `subelements` or `range`"
 
 
@@ -44,6 +49,7 @@ class TaskParser(KeywordParser):
         self._handlers: list[Task] = []
         self._lost_handlers = False
         self._role_scope: dict[str, Common] = {}
+        self._repeatable: set[str] = set()
 
     def _nodes(self, document: Document, path: Path, data: Any, files: tuple[str, ...]) -> tuple[Node, ...]:
         if data is None:
@@ -63,8 +69,8 @@ class TaskParser(KeywordParser):
     def _block(self, document: Document, path: Path, data: dict[str, Any], files: tuple[str, ...]) -> Block | None:
         if not self._mapping(document, path, data, BLOCK_KEYS, "a block"):
             return None
-        if "block" not in data:
-            self._note(document, path, "`rescue` and `always` require a `block`")
+        if not data.get("block") and (data.get("rescue") or data.get("always") or "block" not in data):
+            self._note(document, path, "`rescue` and `always` require a `block` with tasks")
         parts = {
             key: self._nodes(document, (*path, key), data.get(key), files) for key in ("block", "rescue", "always")
         }
@@ -153,6 +159,8 @@ class TaskParser(KeywordParser):
         for name, highest in (("retries", MAX_RETRIES), ("delay", 86_400)):
             self._check_number(document, (*path, name), data.get(name), highest)
             self._check_templates(document, (*path, name), data.get(name))
+        if isinstance(retries := data.get("retries"), float) and not retries.is_integer():
+            self._note(document, (*path, "retries"), f"'retries' must be a whole number, not {retries:g}")
         loops = [key for key in LOOPS if data.get(key) is not None]
         for key in sorted(key for key in LOOPS if key.startswith("with_") and key in data and data[key] is None):
             self._note(document, (*path, key), f"`{key}` has no value; without items, write an empty list")
@@ -173,8 +181,12 @@ class TaskParser(KeywordParser):
             failed_when=self._conditions(document, path, data, "failed_when") or None,
             changed_when=self._conditions(document, path, data, "changed_when") or None,
             notify=self._notify(document, (*path, "notify"), data.get("notify")),
-            listen=self._words(document, (*path, "listen"), data.get("listen"), "listen"),
+            listen=self._topics(document, (*path, "listen"), data.get("listen")),
         )
+
+    def _topics(self, document: Document, path: Path, value: Any) -> tuple[str, ...]:
+        """The topics of a handler. One text is one topic, with its commas, as in Ansible."""
+        return self._words(document, path, [value] if isinstance(value, str) else value, "listen")
 
     # -- handlers ---------------------------------------------------------------------------------------------------
 
@@ -185,6 +197,7 @@ class TaskParser(KeywordParser):
         if data is not None and not isinstance(data, list):
             self._note(document, path, "must be a list of handlers")
             return
+        names: set[str] = set()
         for number, item in enumerate(data or []):
             here = (*path, number)
             if isinstance(item, dict) and (
@@ -205,7 +218,11 @@ class TaskParser(KeywordParser):
                 )
             elif is_template(handler.name):
                 self._note(document, (*here, "name"), "the name of a handler must be literal; use `listen`")
+            elif (nameless := not item.get("name")) is False and handler.name in names:
+                self._note(document, (*here, "name"), f"two handlers of this list are named {handler.name!r}")
             else:
+                names.add(handler.name)
+                handler = replace(handler, is_nameless=nameless)
                 self._handlers.append(
                     handler if role is None else replace(handler, common=_merge(role, handler.common))
                 )
@@ -319,10 +336,12 @@ class TaskParser(KeywordParser):
             parts[part] = self._variables(found, (), found.data, f"{folder}/{part}") if found is not None else {}
         common = Common(role=str(name), vars=parts["vars"], defaults=parts["defaults"])
         meta = self._load_optional(document, path, f"{folder}/meta/main.yml", f"{folder}/meta/main.yaml")
-        if meta is not None and isinstance(meta.data, dict) and meta.data.get("dependencies"):
-            self._note(
-                meta, ("dependencies",), "dependencies of roles are not supported; list the roles in the playbook"
-            )
+        about = meta.data if meta is not None and isinstance(meta.data, dict) else {}
+        for key, advice in _ROLE_REFUSED.items():
+            if meta is not None and about.get(key):
+                self._note(meta, (key,), f"{key} of roles are not supported; {advice}")
+        if parse_bool(about.get("allow_duplicates")):
+            self._repeatable.add(str(name))
         base = str(tasks_from).removesuffix(".yml").removesuffix(".yaml")
         tasks = self._load(document, path, f"{folder}/tasks/{base}.yml", f"{folder}/tasks/{base}.yaml")
         handlers = self._load_optional(document, path, f"{folder}/handlers/main.yml", f"{folder}/handlers/main.yaml")

@@ -1,0 +1,215 @@
+"""What a playbook does here is what it does under ansible-core, or it is refused: found by running both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ktrdr_vm.errors import DocumentError
+from ktrdr_vm.gates.load import load_playbook
+from ktrdr_vm.gates.playbook import parse_playbook
+from ktrdr_vm.report.model import GateResult
+from tests.unit.gates.conftest import Gate
+
+
+def outcomes(result: GateResult) -> list[tuple[str, str]]:
+    return [(task.name, task.outcome) for task in result.tasks]
+
+
+def refuse(text: str, read: dict[str, str] | None = None) -> list[str]:
+    """What is said of a playbook that is refused, each with its line."""
+
+    def find(name: str) -> str:
+        if name not in (read or {}):
+            raise FileNotFoundError(name)
+        return (read or {})[name]
+
+    with pytest.raises(DocumentError) as caught:
+        parse_playbook(text, "p.yaml", read=find)
+    return [f"{one.source}:{one.line}: {one.message}" for one in caught.value.problems]
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", ["", ", loop: [1, 2]"])
+def test_failed_when_decides_also_where_until_was_never_true(gate: Gate, loop: str) -> None:
+    wait = f"- {{name: w, command: echo x, until: 1 == 2, retries: 2, delay: 0, failed_when: false, register: r{loop}}}"
+    result = gate.run(f"{wait}\n- {{name: it was not, assert: {{that: r is failed}}}}")
+    assert outcomes(result) == [("w", "changed"), ("it was not", "ok")]
+    assert "not reached after 2 retries" in result.tasks[0].message
+    for condition in ("failed_when: true", "failed_when: missing"):
+        assert gate.run(wait.replace("failed_when: false", condition)).outcome == "failed"
+    assert gate.run(wait.replace("until: 1 == 2", "until: missing")).outcome == "failed"
+
+
+def test_set_fact_that_failed_sets_nothing(gate: Gate) -> None:
+    tasks = """
+- {name: before, set_fact: {a: old}}
+- {name: one, set_fact: {a: new, b: 1}, failed_when: true, ignore_errors: true}
+- {name: loop, set_fact: {a: "{{ item }}", b: 1}, failed_when: item == 2, loop: [1, 2, 3], ignore_errors: true}
+- {name: after, assert: {that: [a == 'old', b is not defined]}}
+- {name: sums, set_fact: {total: "{{ total | default(0) + item }}"}, loop: [1, 2, 3]}
+- {name: each sees the last, assert: {that: total == 6}}
+"""
+    assert [outcome for _, outcome in outcomes(gate.run(tasks))] == ["ok", "ignored", "ignored", "ok", "ok", "ok"]
+
+
+def test_a_failure_says_that_ignore_errors_cannot_be_known(gate: Gate) -> None:
+    for value, said in (("{{ 'maybe' }}", "neither true nor false"), ("{{ missing }}", "'missing' is undefined")):
+        [task] = gate.run(f'- {{name: t, command: exit 1, ignore_errors: "{value}"}}').tasks
+        assert task.outcome == "failed"
+        assert "it went wrong" in task.message and "`ignore_errors`: " in task.message and said in task.message
+
+
+@pytest.mark.parametrize(("value", "said"), [("1.5", "whole number"), ('"{{ 3 / 2 }}"', "whole number")])
+def test_retries_are_whole(gate: Gate, value: str, said: str) -> None:
+    task = f"- {{name: t, command: exit 1, retries: {value}, delay: 0}}"
+    if "{" in value:
+        assert said in gate.run(task).message
+    else:
+        [problem] = refuse(f"- hosts: all\n  tasks:\n    {task}\n")
+        assert problem.startswith("p.yaml:3: ") and said in problem
+
+
+@pytest.mark.parametrize("value", ["1.7", '"{{ 1.7 }}"'])
+def test_a_number_is_not_cut_to_a_whole_one(gate: Gate, value: str) -> None:
+    task = f"- {{name: t, wait_for: {{path: /, timeout: {value}}}}}"
+    if "{{" in value:
+        assert "timeout must be int, not '1.7'" in gate.run(task).message
+    else:
+        assert "timeout must be int, not '1.7'" in refuse(f"- hosts: all\n  tasks:\n    {task}\n")[0]
+
+
+# -- handlers ---------------------------------------------------------------------------------------------------------
+
+
+def test_notify_takes_a_list_that_a_template_makes(gate: Gate) -> None:
+    play = "  vars: {both: [h, i], nobody: []}\n  handlers: [{name: h, debug: {}}, {name: i, debug: {}}, {name: j, debug: {}}]\n"
+    tasks = '- {name: a, command: echo, notify: "{{ both }}"}\n- {name: b, command: echo, notify: ["{{ nobody }}", "{{ omit }}"]}'
+    assert [name for name, _ in outcomes(gate.run(tasks, play=play))] == ["a", "b", "h", "i"]
+
+
+def test_an_earlier_handler_that_a_handler_notifies_runs_the_next_time(gate: Gate) -> None:
+    play = (
+        "  handlers:\n    - {name: early, debug: {}}\n    - {name: late, command: echo, notify: [early, later]}\n"
+        "    - {name: later, debug: {}}\n"
+    )
+    tasks = "- {name: a, command: echo, notify: late}\n- meta: flush_handlers\n- {name: b, debug: {}}"
+    assert [name for name, _ in outcomes(gate.run(tasks, play=play))] == ["a", "late", "later", "b", "early"]
+
+
+def test_a_text_is_one_topic_with_its_commas(gate: Gate) -> None:
+    play = '  handlers: [{name: h, listen: "a, b", debug: {}}]\n'
+    assert len(gate.run('- {name: t, command: echo, notify: "a, b"}', play=play).tasks) == 2
+    text = f"- hosts: all\n{play}  tasks: [{{command: x, notify: a}}]\n"
+    assert refuse(text) == ["p.yaml:3: there is no handler 'a' in this play"]
+
+
+@pytest.mark.parametrize(
+    ("handlers", "notify", "said"),
+    [
+        ("[{debug: {}, listen: x}]", "debug", "there is no handler 'debug' in this play"),
+        ("[{name: '', debug: {}, listen: x}]", "debug", "there is no handler 'debug' in this play"),
+        ("[{name: h, debug: {}}, {name: h, command: x}]", "h", "two handlers of this list are named 'h'"),
+    ],
+)
+def test_names_of_handlers_that_are_refused(handlers: str, notify: str, said: str) -> None:
+    text = f"- hosts: all\n  handlers: {handlers}\n  tasks: [{{command: x, notify: {notify}}}]\n"
+    assert [one.split(": ", 1)[1] for one in refuse(text)] == [said]
+
+
+# -- roles and files --------------------------------------------------------------------------------------------------
+
+ROLE = {
+    "roles/r/tasks/main.yml": "- {name: of r, command: echo r, notify: [rh, h]}\n",
+    "roles/r/handlers/main.yml": "- {name: rh, debug: {msg: r}}\n- {name: h, debug: {msg: of the role}}\n",
+}
+
+
+def read_role(name: str) -> str:
+    if name not in ROLE:
+        raise FileNotFoundError(name)
+    return ROLE[name]
+
+
+def test_handlers_of_roles_run_first_and_those_of_the_play_win(gate: Gate) -> None:
+    play = "  roles: [r]\n  handlers: [{name: h, debug: {msg: of the play}}, {name: p, debug: {}}]\n"
+    result = gate.run("- {name: t, command: echo, notify: p}", play=play, read=read_role)
+    assert [name for name, _ in outcomes(result)] == ["of r", "t", "rh", "h", "p"]
+    assert result.tasks[3].message == "of the play"
+
+
+def test_a_role_that_is_listed_twice_is_refused_unless_it_may_be() -> None:
+    text = "- hosts: all\n  roles:\n    - r\n    - {role: r, vars: {a: 1}}\n    - {role: r, become: true}\n"
+    [problem] = refuse(text, ROLE)
+    assert problem.startswith("p.yaml:5: the role 'r' is listed twice")
+    repeated = {**ROLE, "roles/r/meta/main.yml": "allow_duplicates: true\n"}
+    with pytest.raises(DocumentError) as caught:
+        parse_playbook(text + "  force_handlers: true\n", "p.yaml", read=lambda name: find_in(repeated, name))
+    assert ["force_handlers" in str(one.message) for one in caught.value.problems] == [True]
+
+
+def find_in(files: dict[str, str], name: str) -> str:
+    if name not in files:
+        raise FileNotFoundError(name)
+    return files[name]
+
+
+def test_specifications_of_arguments_are_refused() -> None:
+    [problem] = refuse(
+        "- hosts: all\n  roles: [r]\n", {**ROLE, "roles/r/meta/main.yml": "argument_specs: {main: {options: {}}}\n"}
+    )
+    assert problem.startswith("roles/r/meta/main.yml:1: argument_specs of roles are not supported")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "group_vars/all.yml", "group_vars/all/main.yaml", "group_vars/all", "roles/r/vars/main/one.yml",
+        "roles/r/defaults/main/one.yml", "roles/r/defaults/main.json", "roles/r/meta/argument_specs.yml",
+    ],
+)  # fmt: skip
+def test_a_file_that_ansible_would_read_and_this_would_not_is_refused(tmp_path: Path, name: str) -> None:
+    for path, text in {**ROLE, name: "a: 1\n", "p.yaml": "- hosts: all\n  roles: [r]\n"}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    with pytest.raises(DocumentError) as caught:
+        load_playbook(tmp_path / "p.yaml")
+    [problem] = caught.value.problems
+    assert "would be read by ansible-playbook, and is not supported" in problem.message
+    assert name.startswith(problem.message.split("'")[1])
+
+
+def test_variables_of_all_guests_that_the_play_names_itself_are_read(tmp_path: Path) -> None:
+    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "group_vars" / "all.yml").write_text("a: 1\n")
+    (tmp_path / "p.yaml").write_text("- hosts: all\n  vars_files: group_vars/all.yml\n  tasks: []\n")
+    assert load_playbook(tmp_path / "p.yaml").plays[0].common.vars == {"a": 1}
+
+
+# -- what is said in front --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("""{assert: {that: "'{{ a }}' != 'b'"}}""", "'that' is an expression; write it without braces"),
+        ("""{assert: {that: [true, "a == '{{ b }}'"]}}""", "'that' is an expression; write it without braces"),
+        ("""{debug: {var: "a.{{ b }}"}}""", "'var' is an expression; write it without braces"),
+        ("{block: [], rescue: [{debug: {}}]}", "`rescue` and `always` require a `block` with tasks"),
+        ("{block: null, always: [{debug: {}}]}", "`rescue` and `always` require a `block` with tasks"),
+        ("{debug: {msg: '{{ ansible_failed_task.action }}'}}", "only `ansible_failed_task.name` is supported"),
+    ],
+)
+def test_what_would_be_half_true_is_refused(task: str, said: str) -> None:
+    [problem] = refuse(f"- hosts: all\n  tasks:\n    - {task}\n")
+    assert problem.startswith("p.yaml:3: ") and said in problem
+
+
+def test_stdin_in_free_form_text_is_the_option(gate: Gate) -> None:
+    gate.run("- shell: cat stdin=abc\n- command: echo expand_argument_vars=no")
+    first, second = gate.guest.ran
+    assert (first.line, first.stdin) == ("cat", b"abc\n")
+    assert second.line == "echo expand_argument_vars=no"
