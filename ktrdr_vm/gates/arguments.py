@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from ktrdr_vm.gates.facts import is_variable
 from ktrdr_vm.gates.filters import parse_bool
 from ktrdr_vm.gates.option_checks import Options, check_options
 from ktrdr_vm.gates.specs import MODULES, ModuleSpec
@@ -60,7 +61,7 @@ def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any]
             problems.append(f"{module} has no option {name!r}; supported: {', '.join(sorted(spec.options))}")
         elif real in named:
             problems.append(f"{module}: {name!r} occurs twice")
-        elif spec.any_option and not name.isidentifier() and name != "cacheable":
+        elif spec.any_option and not is_variable(name) and name != "cacheable":
             problems.append(f"{module}: {name!r} is not the name of a variable")
         named[real] = item
     problems += [

@@ -40,6 +40,16 @@ _SETTINGS = re.compile(
 )
 
 
+# Names that a template cannot ask for: Jinja2 reads them as values and operators.
+_WORDS = frozenset("true false none True False None not self super caller loop varargs kwargs".split())
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+
+
+def is_variable(name: object) -> bool:
+    """True for what can be the name of a variable, as in Ansible: ASCII, and no word of the language of templates."""
+    return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None and name not in _WORDS
+
+
 def refuse_setting(name: str) -> str:
     """Why a playbook may not set a variable that would change how Ansible runs a task, or an empty text."""
     if _SETTINGS.fullmatch(name) is None:

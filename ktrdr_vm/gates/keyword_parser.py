@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ktrdr_vm.gates.arguments import is_template
+from ktrdr_vm.gates.facts import is_variable
 from ktrdr_vm.gates.model import LoopControl
 from ktrdr_vm.gates.parser import Parser
 from ktrdr_vm.profile.strict_yaml import Document, Path
@@ -24,11 +25,11 @@ class KeywordParser(Parser):
         name = data.get("register")
         if name is None:
             return ""
-        if not isinstance(name, str) or not name.isidentifier():
+        if not is_variable(name):
             self._note(document, (*path, "register"), f"{str(name)[:60]!r} is not the name of a variable")
             return ""
         self._defined.add(name)
-        return name
+        return str(name)
 
     def _loop(self, document: Document, path: Path, loop: Any) -> Any:
         allowed: tuple[type, ...] = {"with_items": (list, str, int), "with_dict": (dict, list)}.get(
@@ -44,7 +45,7 @@ class KeywordParser(Parser):
         if data is None or not self._mapping(document, path, data, keys, "loop_control"):
             return LoopControl()
         for key in ("loop_var", "index_var"):
-            if key in data and (not isinstance(data[key], str) or not data[key].isidentifier()):
+            if key in data and not is_variable(data[key]):
                 self._note(document, (*path, key), f"{str(data[key])[:60]!r} is not the name of a variable")
         self._check_number(document, (*path, "pause"), data.get("pause"), 86_400)
         self._check_templates(document, path, data)

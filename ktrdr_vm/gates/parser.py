@@ -9,7 +9,7 @@ from typing import Any
 
 from ktrdr_vm.errors import DocumentError, KtrdrError, Problem
 from ktrdr_vm.gates.arguments import is_template
-from ktrdr_vm.gates.facts import is_fact, refuse_name, refuse_setting
+from ktrdr_vm.gates.facts import is_fact, is_variable, refuse_name, refuse_setting
 from ktrdr_vm.gates.filters import parse_bool
 from ktrdr_vm.gates.model import Common
 from ktrdr_vm.gates.templating import check_template
@@ -126,7 +126,7 @@ class Parser:
             self._note(document, path, f"{what} must be a mapping")
             return {}
         for name in value:
-            if not name.isidentifier():
+            if not is_variable(name):
                 self._note(document, (*path, name), f"{name!r} is not the name of a variable", at_key=True)
             elif wrong := refuse_setting(name):
                 self._note(document, (*path, name), wrong, at_key=True)

@@ -213,3 +213,18 @@ def test_stdin_in_free_form_text_is_the_option(gate: Gate) -> None:
     first, second = gate.guest.ran
     assert (first.line, first.stdin) == ("cat", b"abc\n")
     assert second.line == "echo expand_argument_vars=no"
+
+
+@pytest.mark.parametrize("name", ["ü", "none", "True", "not", "self", "a-b", "1a", ""])
+@pytest.mark.parametrize(
+    "task",
+    [
+        "{debug: {}, vars: {NAME: 1}}",
+        "{set_fact: {NAME: 1}}",
+        "{debug: {}, register: NAME}",
+        "{debug: {}, loop: [], loop_control: {loop_var: NAME}}",
+    ],
+)
+def test_a_name_that_no_template_can_ask_for_is_refused(task: str, name: str) -> None:
+    text = task.replace("NAME", f'"{name}"')
+    assert "is not the name of a variable" in refuse(f"- hosts: all\n  tasks:\n    - {text}\n")[0]
