@@ -38,6 +38,9 @@ PAGES = (
     "docs/for-owners.md",
     "docs/for-reviewers.md",
     "docs/first-profile.md",
+    "docs/playbooks.md",
+    "docs/templates.md",
+    "docs/python.md",
 )
 STORED = Path(__file__).parent / "promises"
 KINDS = {

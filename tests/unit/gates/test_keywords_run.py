@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.load import load_playbook
+from ktrdr_vm.gates.model import Node, Task
 from ktrdr_vm.gates.playbook import parse_playbook
 from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.gates.templating import Templar
+from ktrdr_vm.guest.protocol import GuestResult
+from ktrdr_vm.host.paths import PROJECT
 from tests.fakes.guest import FakeGuest
 from tests.unit.gates.conftest import Gate, echo
 
@@ -96,3 +105,97 @@ def test_sections_of_a_play_run_in_their_order(gate: Gate) -> None:
     play = "  post_tasks: [{command: echo post}]\n  pre_tasks: [{command: echo pre}]\n"
     gate.run("- command: echo tasks", play=play)
     assert lines(gate) == ["echo pre", "echo tasks", "echo post"]
+
+
+def test_output_that_is_not_utf8_is_registered_with_replacement_characters(gate: Gate) -> None:
+    gate.guest.answer = lambda ran: GuestResult(0, b"a\xffb\n", b"") if ran.line == "raw" else echo(ran)
+    result = gate.run("- {shell: raw, register: r}\n- {shell: 'echo {{ r.stdout }}'}")
+    assert result.outcome == "passed" and lines(gate)[1] == "echo a\ufffdb"
+
+
+def test_variables_of_the_runner(gate: Gate) -> None:
+    names = "inventory_hostname ansible_check_mode ansible_managed role_name role_path playbook_dir".split()
+    shown = " ".join(f"<{{{{ {name} | default('-') }}}}>" for name in names)
+    files = {"roles/r/tasks/main.yml": f'- shell: "echo {shown}"\n'}
+
+    def read(name: str) -> str:
+        if name not in files:
+            raise FileNotFoundError(name)
+        return files[name]
+
+    text = f'- hosts: all\n  gather_facts: false\n  roles: [r]\n  tasks:\n    - shell: "echo {shown}"\n'
+    playbook = replace(parse_playbook(text, "p.yaml", read=read), folder="/srv/book")
+    run_playbook(playbook, gate.guest, GateContext(renderer=Templar()))
+    assert lines(gate) == [
+        "echo <guest> <False> <Ansible managed> <r> </srv/book/roles/r> </srv/book>",
+        "echo <guest> <False> <Ansible managed> <-> <-> </srv/book>",
+    ]
+
+
+def test_times_and_dates_of_a_playbook_are_text(gate: Gate) -> None:
+    play = "  vars: {port: 22:22, day: 2026-01-02, number: 1_000, mode: 0755}\n"
+    gate.run('- {shell: "echo {{ port }} {{ day }} {{ number }} {{ mode }} {{ day | type_debug }}"}', play=play)
+    assert lines(gate) == ["echo 22:22 2026-01-02 1000 493 str"]
+
+
+def test_functions_of_templates(gate: Gate) -> None:
+    for text in ("range(2) | list == [0, 1]", "dict(a=1) == {'a': 1}", "now().year > 2000", "undef() is undefined"):
+        assert gate.run(f'- {{assert: {{that: "{text}"}}}}').outcome == "passed"
+    counted = "{% set n = namespace(sum=0) %}{% for i in [1, 2] %}{% set n.sum = n.sum + i %}{% endfor %}{{ n.sum }}"
+    gate.run(f'- shell: "echo {counted}"')
+    assert lines(gate) == ["echo 3"]
+
+
+@pytest.mark.parametrize(
+    ("given", "state", "outcome"),
+    [(True, "present", "ok"), (False, "absent", "ok"), (True, "absent", "failed"), (False, "started", "failed")],
+)
+def test_wait_for_a_file(gate: Gate, given: bool, state: str, outcome: str) -> None:
+    path = gate.root / "waited for"
+    if given:
+        path.write_text("ready: 5\n")
+    [task] = gate.run(f"- {{wait_for: {{path: '{path}', state: {state}, timeout: 0}}}}").tasks
+    assert task.outcome == outcome
+
+
+def test_wait_for_a_text_in_a_file(gate: Gate) -> None:
+    (gate.root / "log").write_text("ready: 5\n")
+    tasks = f"- {{wait_for: {{path: '{gate.root / 'log'}', search_regex: 'ready: (.)', timeout: 0}}, register: r}}"
+    assert gate.run(f"{tasks}\n- assert: {{that: \"r.match_groups == ['5']\"}}").outcome == "passed"
+
+
+def find_tasks(nodes: Sequence[Node], outer: tuple[Any, ...] = ()) -> Iterator[tuple[Task, tuple[Any, ...]]]:
+    """Each task with the conditions around it."""
+    for node in nodes:
+        when = (*outer, *node.common.when)
+        if isinstance(node, Task):
+            yield node, when
+        else:
+            yield from find_tasks((*node.block, *node.rescue, *node.always), when)
+
+
+@pytest.mark.parametrize("name", ["startability", "static", "unit", "smoke", "e2e", "isolation"])
+def test_commands_of_a_shipped_playbook_run_in_a_shell_in_the_project_and_an_empty_one_is_skipped(name: str) -> None:
+    ran = 0
+    for play in load_playbook(PROJECT / "playbooks" / f"{name}.yaml").plays:
+        for task, when in find_tasks(play.tasks):
+            command = re.search(r"{{ (\w+_command)", str(task.arguments))
+            if command is None:
+                continue
+            ran += 1
+            assert task.module == "shell", task.where
+            assert task.arguments.get("chdir") == "{{ project_src }}" or name == "isolation", task.where
+            if command.group(1) in ("build_command", "allowed_command"):
+                assert f"{command.group(1)} | length > 0" in when
+    assert ran
+
+
+def test_an_empty_command_is_skipped(gate: Gate) -> None:
+    playbook = load_playbook(PROJECT / "playbooks" / "static.yaml")
+    for build in ("build it && true", ""):
+        guest = FakeGuest()
+        variables = {"project_src": "/srv/code", "static_command": "tests | tee log", "build_command": build}
+        run_playbook(playbook, guest, GateContext(extra_vars=variables, renderer=Templar()))
+        ran = {ran.line: ran.chdir for ran in guest.ran}
+        assert ran.get("build it && true") == ("/srv/code" if build else None)
+        assert ran["tests | tee log"] == "/srv/code"
