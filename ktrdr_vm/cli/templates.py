@@ -73,7 +73,7 @@ def list_(as_json: bool) -> None:
             "templates", "`ktrdr-vm apply` builds the one that it needs, `ktrdr-vm templates build` does so beforehand"
         )
     for one in found:
-        shape = f"{one.vcpus} vCPUs, {one.memory} MiB"
+        shape = f"{one.vcpus} vCPUs, {one.memory} MiB, disk {one.disk} MiB"
         dates = f"created {one.created_at[:16]}  used {one.used_at[:16]}"
         click.echo(
             f"{one.key}  {one.kind:<20}  uid {one.owner}  {one.image[:12]}  {shape}  {dates}  {one.size >> 20} MiB on"

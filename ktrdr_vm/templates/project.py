@@ -119,7 +119,7 @@ def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> st
             f"{repository.branch or 'a detached HEAD'} is not in prepare.refs of the owner's policy"
             f" ({', '.join(refs) or 'none'})"
         )
-    files = [wanted.playbook, *wanted.key]
+    files = [wanted.playbook, *wanted.key, *_list_played(repository, wanted)]
     tracked = [f":(literal){name}" for name in files if (repository.root / name).exists()]
     with open_view(repository.place) as view:
         # The working tree is compared with the commit, so staged changes count as well.
@@ -128,9 +128,19 @@ def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> st
         if view.git("diff", *options, "HEAD", "--", check=False, bounds=BOUNDS).exit_code:
             return "the repository has uncommitted changes"
         known = view.git("ls-files", "--error-unmatch", "--", *tracked, check=False) if tracked else None
-    return (
-        "its playbook or a file of prepare.key is not committed" if known is not None and known.exit_code != 0 else ""
-    )
+    if known is not None and known.exit_code != 0:
+        return "its playbook, a file that this reads or sends, or a file of prepare.key is not committed"
+    return ""
+
+
+def _list_played(repository: Repository, wanted: Prepare) -> list[str]:
+    """The files of the repository that the playbook reads and sends, by their names from its root."""
+    playbook = load_playbook(find_playbook(wanted.playbook, repository.root), beneath=repository.root)
+    folder = Path(playbook.folder)
+    if not folder.is_relative_to(repository.root):
+        return []  # a shipped one
+    within = folder.relative_to(repository.root)
+    return [str(within / name) for name, digest in playbook.files.items() if digest and not name.endswith("/")]
 
 
 def _describe(
@@ -255,8 +265,7 @@ def _work(loaded: LoadedInstance, repository: Repository, playbook: Playbook, no
     )
     result = run_playbook(playbook, guest, context)
     if result.outcome != "passed":
-        failed = [f"{task.name}: {task.message}" for task in result.tasks if task.outcome not in ("passed", "skipped")]
-        why = keep_beginning("; ".join(failed), 500) or result.message or result.outcome
+        why = keep_beginning(result.message, 500) or result.outcome
         raise ProvisionError(
             f"the project could not be prepared: {why}",
             where=playbook.source,

@@ -33,6 +33,7 @@ class Template:
     image: str
     vcpus: int
     memory: int
+    disk: int
     created_at: str
     used_at: str
     seconds: float
@@ -65,7 +66,7 @@ def list_templates(home: Home) -> list[Template]:
         try:
             manifest = json.loads(path.read_bytes())
             size = sum(file.stat().st_blocks * 512 for file in path.parent.iterdir())
-            vcpus, memory, _ = manifest["shape"]
+            vcpus, memory, disk = manifest["shape"]
             found.append(
                 Template(
                     key=manifest["key"],
@@ -74,6 +75,7 @@ def list_templates(home: Home) -> list[Template]:
                     image=manifest["image"],
                     vcpus=vcpus,
                     memory=memory,
+                    disk=disk,
                     created_at=manifest["created_at"],
                     used_at=datetime.fromtimestamp(path.stat().st_mtime, UTC)
                     .isoformat(timespec="seconds")
