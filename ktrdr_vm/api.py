@@ -163,14 +163,17 @@ class Instance:
         self._home.create()
         context = RunContext(run_id, now(), secrets, self._mask)
         stage = Stage(self._gathered, self._home, Libvirt(), context, Options(cold=self._cold), name="base")
-        self._held.enter_context(stage.instance.locked())
+        with contextlib.ExitStack() as held:
+            held.enter_context(stage.instance.locked())
+            # Without a run directory there is no `__exit__`, and the lock must not stay.
+            self._recorder = Recorder(
+                RunDirectory(
+                    create_run(self._home, self.instance_id, run_id), self.instance_id, plan.facts.owner, self._mask
+                ),
+                self._listener,
+            )
+            self._held = held.pop_all()
         self._stage = stage
-        self._recorder = Recorder(
-            RunDirectory(
-                create_run(self._home, self.instance_id, run_id), self.instance_id, plan.facts.owner, self._mask
-            ),
-            self._listener,
-        )
         try:
             stage.provision(self._recorder)
         except BaseException:
@@ -205,6 +208,7 @@ class Instance:
     ) -> Result:
         """Run a command, or a line for /bin/sh, as the user of the guest in the workspace. GuestTimeout after `timeout`
         seconds."""
+        _require_words(command)
         stage = self._require()
         profile = stage.plan.profile
         done = stage.connect().run(
@@ -266,6 +270,7 @@ class LivingInstance:
         self, command: Sequence[str] | str, *, timeout: float = 3600, stdin: bytes = b"", expect: str = ""
     ) -> Result:
         """As `Instance.exec`, in the user's home. UsageError if `expect` is set and not its revision."""
+        _require_words(command)
         self._loaded.require_revision(expect)
         mask = find_mask(self._loaded, warnings.warn)
         done = self._loaded.connect().run(
@@ -297,6 +302,12 @@ class LivingInstance:
     def escalations(self) -> list[dict[str, Any]]:
         """What was asked for in it, and the answers."""
         return [one.to_json() for one in self._loaded.escalations.list()]
+
+
+def _require_words(command: Sequence[str] | str) -> None:
+    """UsageError for no command at all: a shell would answer that with success."""
+    if not command or not (command if isinstance(command, str) else command[0]).strip():
+        raise UsageError("no command was given", where="exec", hint="give a list of words, or a line for /bin/sh")
 
 
 def _result(done: GuestResult, mask: Callable[[str], str]) -> Result:

@@ -11,6 +11,16 @@ from ktrdr_vm.escalation import inbox, packet, store
 from ktrdr_vm.evidence import envelope, forge, otel_export, run_directory
 from ktrdr_vm.gates import template_worker
 from ktrdr_vm.host import authorities, capacity, git, libvirt, name_servers, run_removal
+from ktrdr_vm.cli import mcp
+from ktrdr_vm.egress import escalations, guard, ledger, ledger_totals
+from ktrdr_vm.egress.resolver import decisions, upstream
+from ktrdr_vm.egress.telemetry import otlp, relay, sender, supervisor
+from ktrdr_vm.escalation import inbox, packet, store
+from ktrdr_vm.evidence import envelope, forge, otel_export
+from ktrdr_vm.gates import loops, parser, task_parser, template_worker
+from ktrdr_vm.gates.modules import base
+from ktrdr_vm.gates.modules.guest_side import search
+from ktrdr_vm.host import authorities, name_servers
 from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.inputs import committed_files
 from ktrdr_vm.plan import guard_interface, haproxy
@@ -121,6 +131,19 @@ PROMISES = [
         f" {OwnerPolicy().largest.disk >> 10} GiB of disk for a VM, at most {OwnerPolicy().most_instances} instances",
     ),
     ("docs/for-reviewers.md", f"a commit whose patch is larger than {_PATCH >> 20} MiB"),
+    ("docs/playbooks.md", f"a list of at most {loops.MAX_LOOP:,} items"),
+    ("docs/playbooks.md", f"lists files, at most {search.MAX_FOUND:,}"),
+    ("docs/playbooks.md", f"a file of at most {search.MAX_SLURP >> 20} MiB"),
+    (
+        "docs/playbooks.md",
+        f"the first {base.MAX_REGISTERED >> 20} MiB of each stream and the last {base._TAIL >> 10} KiB",
+    ),
+    (
+        "docs/playbooks.md",
+        f"more than {task_parser.MAX_TASKS:,} tasks, {parser.MAX_FILES} files or {task_parser.MAX_INCLUDE_DEPTH} levels",
+    ),
+    ("docs/templates.md", f"not used for {templates.UNUSED_DAYS} days"),
+    ("docs/python.md", f"at most {mcp.MOST_CALLS} at a time"),
     ("docs/owner-policy.md", f"{WORDS[escalations._MAX_HOOKS].capitalize()} run at one time for an instance"),
 ]
 

@@ -72,3 +72,9 @@ def test_the_list_shows_what_the_page_says(home: Home) -> None:
     assert "used 2" in shown and "MiB on disk" in shown and "from /srv/code at main cccccccccccc" in shown
     write(home)
     assert "base" in CliRunner().invoke(templates, ["list"]).output
+
+
+@pytest.mark.parametrize(("boot", "forked"), [("direct", True), ("bootloader", False)])
+def test_a_stock_image_is_not_forked(boot: str, forked: bool) -> None:
+    plan: Any = SimpleNamespace(facts=SimpleNamespace(image=SimpleNamespace(boot=boot)))
+    assert store.fits(plan) == forked
