@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from ktrdr_vm.cli import mcp
 from ktrdr_vm.egress import disk_watch, escalations, guard, ledger, ledger_totals
 from ktrdr_vm.egress.resolver import decisions, upstream
 from ktrdr_vm.egress.telemetry import otlp, relay, sender, supervisor
 from ktrdr_vm.escalation import inbox, packet, store
 from ktrdr_vm.evidence import envelope, forge, otel_export, run_directory
-from ktrdr_vm.gates import template_worker
-from ktrdr_vm.host import authorities, capacity, git, libvirt, name_servers, run_removal
-from ktrdr_vm.cli import mcp
-from ktrdr_vm.egress import escalations, guard, ledger, ledger_totals
-from ktrdr_vm.egress.resolver import decisions, upstream
-from ktrdr_vm.egress.telemetry import otlp, relay, sender, supervisor
-from ktrdr_vm.escalation import inbox, packet, store
-from ktrdr_vm.evidence import envelope, forge, otel_export
 from ktrdr_vm.gates import loops, parser, task_parser, template_worker
 from ktrdr_vm.gates.modules import base
 from ktrdr_vm.gates.modules.guest_side import search
-from ktrdr_vm.host import authorities, name_servers
+from ktrdr_vm.host import authorities, capacity, git, libvirt, name_servers, run_removal
 from ktrdr_vm.host.paths import PROJECT
 from ktrdr_vm.inputs import committed_files
 from ktrdr_vm.plan import guard_interface, haproxy
