@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ktrdr_vm.egress.ledger_totals import add_to_totals
+from ktrdr_vm.egress.ledger_totals import add_to_totals, is_summed
 from ktrdr_vm.errors import HostError
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.report.ledger_row import LARGEST, fit_fields, parse_row
@@ -144,15 +144,17 @@ def older(path: Path) -> Path:
 
 
 def totals_of(path: Path) -> Path:
-    """The path of the totals: the sums of lines that are in neither file any more, in the same format."""
+    """The path of the totals: the sums of lines that are in neither file any more, in the same format; before them, the
+    digest of the last file that was summed."""
     return path.with_name(path.name + ".totals")
 
 
 def read_kept(path: Path) -> list[dict[str, Any]]:
     """The totals, then every line that is kept, the oldest first. What cannot be parsed as a line is omitted."""
     rows = []
+    summed = is_summed(totals_of(path), older(path))
     for one in (totals_of(path), older(path), path):
-        if one.exists():
+        if one.exists() and not (summed and one == older(path)):
             rows += [row for row in map(parse_row, one.read_bytes().split(b"\n")) if row is not None]
     return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,20 @@ from ktrdr_vm.report.ledger_row import LARGEST, find_rule, parse_row
 
 # Maximum number of destinations of one kind and verdict; further ones share one sum without a name.
 MOST_TOTALS = 2000
+# The first line has the digest of the file that was summed last, and is no line of the ledger.
+_SUMMED = "summed"
+_MAX_LINE = 64 * 1024
 _Key = tuple[str, str, str, str, int, str]
 
 
 def add_to_totals(totals: Path, dropped: Path) -> int:
     """Sum the lines of `dropped` in `totals`, whose own lines are added like any other. Returns the number of lines of
-    both; 0 without `dropped`."""
-    rows = [
-        row
-        for path in (totals, dropped)
-        if path.exists()
-        for row in map(parse_row, path.read_bytes().split(b"\n"))
-        if row
-    ]
-    if not dropped.exists():
+    both; 0 without `dropped`, or if it is summed already: a guard that is killed may have had no time to remove it."""
+    if not dropped.exists() or is_summed(totals, dropped):
         return 0
+    content = dropped.read_bytes()
+    lines = [*(totals.read_bytes() if totals.exists() else b"").split(b"\n"), *content.split(b"\n")]
+    rows = [row for row in map(parse_row, lines) if row]
     sums: dict[_Key, dict[str, Any]] = {}
     held: dict[tuple[str, str], int] = {}
     for row in rows:
@@ -37,8 +37,19 @@ def add_to_totals(totals: Path, dropped: Path) -> int:
             else:
                 held[group] = held.get(group, 0) + 1
         _add(sums, key, row)
-    write_durably(totals, b"".join(json.dumps(one).encode() + b"\n" for one in sums.values()))
+    written = ({_SUMMED: hashlib.sha256(content).hexdigest()}, *sums.values())
+    write_durably(totals, b"".join(json.dumps(one).encode() + b"\n" for one in written))
     return len(rows)
+
+
+def is_summed(totals: Path, dropped: Path) -> bool:
+    """True if `dropped` is the file that was summed last."""
+    try:
+        with totals.open("rb") as file:
+            first = json.loads(file.readline(_MAX_LINE))
+        return bool(first.get(_SUMMED) == hashlib.sha256(dropped.read_bytes()).hexdigest())
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def _key(row: dict[str, Any]) -> _Key:

@@ -136,6 +136,33 @@ def test_a_full_disk_at_a_rotation_loses_no_line_and_does_not_end_the_guard(
     assert count(read_kept(tmp_path / "egress.jsonl")) == 120
 
 
+def test_a_guard_that_is_killed_during_a_rotation_counts_no_line_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The totals are written, and the files have their names from before."""
+    monkeypatch.setattr(ledger_module, "MAX_BYTES", 4096)
+    path, moment, kills = tmp_path / "egress.jsonl", [100.0], [False, True, True, False, False]
+    rename = Path.rename
+
+    def rename_or_end(self: Path, target: Path) -> Path:
+        if self == path and kills and kills.pop(0):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_or_end)
+    ledger = Ledger(path, "one", lambda: moment[0])
+    for number in range(200):
+        moment[0] += 1
+        try:
+            ledger.write("tls", "allow", name=f"n{number}.example.com", rule="name")
+        except KeyboardInterrupt:
+            assert totals_of(path).exists() and older(path).exists()
+            assert count(read_kept(path)) == number + 1
+            ledger = Ledger(path, "one", lambda: moment[0])
+    ledger.close()
+    assert not kills and count(read_kept(path)) == 200
+
+
 def refuse_to_sync(_descriptor: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -189,7 +216,8 @@ def test_totals_are_of_so_many_destinations_of_each_kind_and_verdict(tmp_path: P
     upload = {**row, "kind": "tls", "verdict": "allow", "name": "up.example.com", "bytes_out": 7}
     (tmp_path / "dropped").write_text("".join(json.dumps(one) + "\n" for one in [*denied, upload]))
     assert add_to_totals(tmp_path / "totals", tmp_path / "dropped") == 2501
-    rows = [json.loads(line) for line in (tmp_path / "totals").read_text().splitlines()]
+    # The first line has the digest of what was summed.
+    rows = [json.loads(line) for line in (tmp_path / "totals").read_text().splitlines()[1:]]
     assert len(rows) == MOST_TOTALS + 2 == 2002 and count(rows) == 2501
     assert [one["count"] for one in rows if one["rule"] == "other destinations"] == [500]
     assert [one["bytes_out"] for one in rows if one["name"] == "up.example.com"] == [7]
