@@ -103,15 +103,15 @@ def suggest(instance_id: str, run_id: str, as_json: bool) -> None:
     from ktrdr_vm.cli.options import find_run
     from ktrdr_vm.cli.output import echo_json
     from ktrdr_vm.errors import UsageError
-    from ktrdr_vm.host.runs import FinishedRun
+    from ktrdr_vm.evidence.reader import read_stored
     from ktrdr_vm.report.suggest import render_suggestion
 
     run = find_run(instance_id, run_id)
     try:
-        content = FinishedRun(run).document("report.json")
+        content = read_stored(run)
         observed = [row for row in content["egress"]["allowed"] if row["rule"] == "observe"]
         text = render_suggestion([*observed, *content["egress"]["denied"]])
-    except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise UsageError(
             "the report of this run cannot be read", where=str(run), hint="apply again with this version"
         ) from None

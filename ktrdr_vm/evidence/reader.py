@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.errors import UsageError
+from ktrdr_vm.errors import ResidueError, UsageError
 from ktrdr_vm.host.received import ORIGIN, read_origin
 from ktrdr_vm.host.repository import Repository, find_repository
 from ktrdr_vm.host.runs import FinishedRun, parse_document
@@ -29,24 +29,22 @@ def parse_own_report(content: bytes, run: Path) -> RunReport:
     """The report in the bytes of the `report.json` of a run. UsageError if it is not valid, or says that it is of
     another run: the owner of the directory may have changed it, and others read it too, such as the metrics."""
     report = parse_report(content, str(run / "report.json"))
-    if (report.instance_id, report.run_id) != (run.parent.name, run.name):
-        raise UsageError(
-            "this report says that it is of another run",
-            where=str(run / "report.json"),
-            hint="it was changed after the run; apply again",
-        )
+    _require_own(run, report.instance_id, report.run_id)
+    _require_exit_code(run, report.exit_code, report.outcome)
     return report
 
 
 def read_stored(run: Path) -> dict[str, Any]:
-    """The content of `report.json` as it was stored, of any version; its exit code is a number. UsageError if there is
-    none."""
+    """The content of `report.json` as it was stored, of any version; its exit code is one of its outcome. UsageError if
+    there is none, or if it is of another run."""
     try:
         document = FinishedRun(run).document("report.json")
     except FileNotFoundError:
         raise _lacks_report(run) from None
     if type(document.get("exit_code")) is not int:
         raise _refuse("exit_code: not a whole number", str(run / "report.json"))
+    _require_own(run, document.get("instance_id"), document.get("run_id"))
+    _require_exit_code(run, document["exit_code"], document.get("outcome"))
     return document
 
 
@@ -61,6 +59,27 @@ def parse_report(content: bytes, where: str) -> RunReport:
         return decode_report(parse_document(content, where))
     except DecodeError as error:
         raise _refuse(str(error), where) from None
+
+
+def _require_own(run: Path, instance_id: object, run_id: object) -> None:
+    if (instance_id, run_id) != (run.parent.name, run.name):
+        raise UsageError(
+            "this report says that it is of another run",
+            where=str(run / "report.json"),
+            hint="it was changed after the run; apply again",
+        )
+
+
+def _require_exit_code(run: Path, exit_code: int, outcome: object) -> None:
+    """A command ends with this code, of which a process keeps eight bits: 256 would be that of a run that passed."""
+    # A run that passed and left something on the host ends with 5.
+    known = exit_code in (0, ResidueError.exit_code) if outcome == "passed" else 0 < exit_code < 256
+    if not known:
+        raise UsageError(
+            f"this report has the outcome {outcome!a:.40} and the exit code {exit_code!s:.20}, which no run has",
+            where=str(run / "report.json"),
+            hint="it was changed after the run; apply again",
+        )
 
 
 def _lacks_report(run: Path) -> UsageError:

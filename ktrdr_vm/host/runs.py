@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
@@ -287,11 +288,25 @@ def list_newest(home: Home) -> list[FinishedRun]:
 
 
 def parse_document(content: bytes, where: str) -> dict[str, Any]:
-    """A JSON object that a run wrote. UsageError for anything else."""
+    """A JSON object that a run wrote: each key once, and finite numbers. UsageError for anything else."""
     try:
-        data = json.loads(content)
+        data = json.loads(content, object_pairs_hook=_take_once, parse_float=_take_finite, parse_constant=_take_finite)
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
         raise UsageError("this is not a document of a run", where=where, hint="apply again; the file was changed")
     return data
+
+
+def _take_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice, and readers differ in which of them counts")
+    return found
+
+
+def _take_finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("JSON has no such number")
+    return number

@@ -81,7 +81,7 @@ def make_instance(home: Home, name: str, mode: str, number: int) -> None:
     (run.parent / "latest").symlink_to("r-1")
     outcome: Literal["passed", "failed"] = "passed" if name == "alpha" else "failed"
     report = RunReport(
-        instance_id=name, run_id="r-1", profile="p", mode=mode, plan_digest="d", image_digest="i", outcome=outcome, exit_code=0,
+        instance_id=name, run_id="r-1", profile="p", mode=mode, plan_digest="d", image_digest="i", outcome=outcome, exit_code=0 if outcome == "passed" else 1,
         started_at=AT, duration_s=number, gates=(GateResult(f"gate-of-{name}", outcome, AT, number / 10),),
         residue=() if name == "alpha" else ("a tap",),
     )  # fmt: skip

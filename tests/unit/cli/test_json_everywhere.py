@@ -79,11 +79,12 @@ def test_what_is_suggested_is_a_fragment_of_a_profile(
 ) -> None:
     run = home / "runs" / "one" / "latest"
     run.mkdir(parents=True)
+    known = {"instance_id": "one", "run_id": "latest", "outcome": "failed", "exit_code": 1}
     denied = {"host": "a.example.com", "address": "", "port": 443, "rule": "tls: name", "count": 3, "during": "unit: x"}
-    (run / "report.json").write_text(json.dumps({"egress": {"allowed": [], "denied": [denied]}}))
+    (run / "report.json").write_text(json.dumps({**known, "egress": {"allowed": [], "denied": [denied]}}))
     assert call(monkeypatch, "egress", "suggest", "one", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"egress": {"allow": [{"host": "a.example.com", "ports": [443]}]}}
-    (run / "report.json").write_text(json.dumps({"egress": {"allowed": [], "denied": []}}))
+    (run / "report.json").write_text(json.dumps({**known, "egress": {"allowed": [], "denied": []}}))
     assert call(monkeypatch, "egress", "suggest", "one", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {}
 

@@ -26,7 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder = tmp_path / "runs" / instance_id / run_id
         folder.mkdir(parents=True)
         report = RunReport(
-            instance_id, run_id, profile, "sandbox", "d", "i", outcome, 0, f"2026-01-0{run_id[-1]}T00:00:00Z", 60.0,
+            instance_id, run_id, profile, "sandbox", "d", "i", outcome, 0 if outcome == "passed" else 1, f"2026-01-0{run_id[-1]}T00:00:00Z", 60.0,
             base_ref=branch, base_commit="c" * 40,
         )  # fmt: skip
         (folder / "report.json").write_text(render_report_json(report))
