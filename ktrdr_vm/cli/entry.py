@@ -4,7 +4,9 @@ commands."""
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
+import io
 import os
 import sys
 
@@ -16,6 +18,8 @@ _OBJECTS = 10_000
 def main() -> None:
     """The entry point of the package."""
     open_streams()
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = make_remarks(sys.stderr)
     limit_collections()
     words = sys.argv[1:]
     if (
@@ -54,6 +58,27 @@ def open_streams() -> None:
             # The lowest free number is used.
             os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def make_remarks(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same standard error, except that a failed write is no error."""
+    encoding, errors = stream.encoding, stream.errors
+    return _Remarks(stream.detach(), encoding=encoding, errors=errors, line_buffering=True)
+
+
+class _Remarks(io.TextIOWrapper):
+    """A standard error that nobody can read, such as on a full disk or a pipe without a reader, loses what is said. It
+    changes neither the work of a command nor its exit code."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
 
 
 def _connect(instance_id: str, *, pass_descriptor: bool) -> None:
