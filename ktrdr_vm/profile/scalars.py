@@ -152,7 +152,7 @@ def parse_cidr(text: object) -> IPv4Network:
     try:
         network = ip_network(text if isinstance(text, str) else "", strict=True)
     except ValueError as error:
-        raise ValueError(f"must be an IPv4 range such as 198.51.100.7/32: {error}") from None
+        raise ValueError(f"must be an IPv4 range such as 198.51.100.7/32: {error!s:.200}") from None
     if not isinstance(network, IPv4Network):
         raise ValueError("must be an IPv4 range, because the guest has no IPv6 network")
     if network.prefixlen < 8:

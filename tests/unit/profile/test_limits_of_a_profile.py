@@ -244,3 +244,13 @@ def test_limits_of_a_document() -> None:
     ):
         with pytest.raises(DocumentError, match=words):
             load_yaml(text, "x")
+
+
+@pytest.mark.parametrize("key", ["host", "cidr", "preset", "reason"])
+def test_a_value_of_any_length_is_not_repeated_in_its_error(key: str) -> None:
+    """The error of a range contained the whole value, and so did the summary of the run in a log."""
+    with pytest.raises(DocumentError) as caught:
+        load(
+            f"version: 1\nname: p\nimage: x\negress: {{allow: [{{{key}: '{chr(7) if key == 'reason' else ''}{'x' * 99_000}'}}]}}\n"
+        )
+    assert len(str(caught.value)) < 2000
