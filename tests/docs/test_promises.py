@@ -42,7 +42,8 @@ def test_each_sentence_has_tests_that_exist_or_is_no_promise(page: str) -> None:
 def test_sentences_of_paragraphs_lists_and_tables_are_found() -> None:
     page = (
         "# A heading is none\n\nOne is here. Two\ngoes on: three, e.g. four. `five` begins so.\n\n```sh\nno code\n```\n\n"
-        "| head of it | no |\n| --- | --- |\n| cell | Six is in a cell. Seven too |\n\n- eight is in a list\n"
+        "| head of it | no |\n| --- | --- |\n| cell | Six is in a cell. Seven too |\n\n- eight is in a list\n\n"
+        "<!-- from hosts.json -->\n\n| a row | of a run |\n| --- | --- |\n| nine was run | here |\n\n<!-- end -->\n"
     )
     assert find_sentences(page) == [
         "One is here.",

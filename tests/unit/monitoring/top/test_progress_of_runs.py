@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.monitoring.top.progress import TAIL, Progress, read_progress, sum_up
+from ktrdr_vm.monitoring.top.streams import Reader, Stream
 
 
 def event(event_: str, **more: Any) -> dict[str, Any]:
@@ -59,3 +62,25 @@ def test_the_end_of_a_long_file_is_read(tmp_path: Path) -> None:
     found = read_progress(home, "one", run.name)
     assert found.task == "start all services" and len(found.lines) == 200
     assert read_progress(home, "one", "20260102T030405Z-0000") == Progress()
+
+
+def test_what_a_stream_does_is_the_nearest_that_is_known() -> None:
+    stream = Stream("one", "running")
+    assert stream.doing == "running"
+    stream = replace(stream, gates="2 passed")
+    assert stream.doing == "2 passed"
+    stream = replace(stream, progress=Progress(outcome="failed"))
+    assert stream.doing == "failed"
+    stream = replace(stream, progress=replace(stream.progress, phase="destroy"))
+    assert stream.doing == "destroy"
+    stream = replace(stream, progress=replace(stream.progress, gate="unit", task="tests"))
+    assert stream.doing == "unit: tests"
+
+
+def test_cores_are_those_in_use_since_the_last_reading(tmp_path: Path) -> None:
+    times = iter([10.0, 14.0, 16.0])
+    reader = Reader(Home(tmp_path), Libvirt(), clock=lambda: next(times))
+    assert reader._measure("one", 100.0) is None
+    assert reader._measure("one", 106.0) == 1.5
+    # A VM that was started again begins at zero.
+    assert reader._measure("one", 3.0) is None
