@@ -11,6 +11,9 @@ from ktrdr_vm.cli.options import instance_argument, json_option
 if TYPE_CHECKING:
     from ktrdr_vm.escalation.store import Escalation
 
+# Files that are named; an instance has at most ten times as many escalations.
+_MOST_UNREAD = 20
+
 _reason = click.option(
     "--reason", required=True, metavar="TEXT", help="The reason. The guest can read it, and the report contains it."
 )
@@ -38,7 +41,15 @@ def list_(instance_id: str | None, pending: bool, as_json: bool) -> None:
     from ktrdr_vm.report.escape import escape_line
 
     names = [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]
-    found = [one for name in names for one in open_store(open_instance(name)).list()]
+    stores = [open_store(open_instance(name)) for name in names]
+    found = [one for store in stores for one in store.list()]
+    for store in stores:
+        for left in sorted(store.find_unread())[:_MOST_UNREAD]:
+            click.echo(
+                f"note: {escape_line(left, limit=80)} of {store.instance_id} is left out: its file was changed, or is"
+                " of another version",
+                err=True,
+            )
     found = [one for one in found if not pending or one.current == "pending"]
     if as_json:
         echo_json([one.to_json() for one in found])

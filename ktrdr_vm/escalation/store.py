@@ -4,15 +4,18 @@ changes."""
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from ktrdr_vm.errors import UsageError
+from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.escalation.packet import Packet, PacketError, parse_packet
+from ktrdr_vm.host.beneath import Place, open_file
 from ktrdr_vm.host.clock import boottime, now, read_boot_id
 from ktrdr_vm.host.durable import write_durably
 from ktrdr_vm.host.journal import locked
@@ -21,6 +24,8 @@ State = Literal["pending", "approved", "denied", "revoked", "expired"]
 MAX_PENDING = 20
 MAX_STORED = 200
 _ID = re.compile(r"e[0-9]{1,4}")
+# Bytes. A packet is smaller.
+_MAX_FILE = 1 << 20
 
 
 class FullError(Exception):
@@ -90,9 +95,22 @@ class EscalationStore:
         for path in self.directory.glob("e*.json") if self.directory.is_dir() else ():
             try:
                 found.append(self._read(path))
-            except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+                OSError,
+                OverflowError,
+                RecursionError,
+                KtrdrError,
+            ):
                 continue
         return sorted(found, key=lambda one: int(one.id[1:]))
+
+    def find_unread(self) -> set[str]:
+        """The names of the files that `list` skips."""
+        return {path.stem for path in self.directory.glob("e*.json")} - {one.id for one in self.list()}
 
     def find(self, escalation_id: str) -> Escalation:
         """The escalation of that id; UsageError if there is none."""
@@ -175,14 +193,38 @@ class EscalationStore:
         write_durably(self.directory / f"{one.id}.json", json.dumps(content, indent=2).encode())
 
     def _read(self, path: Path) -> Escalation:
-        content = json.loads(path.read_bytes())
-        answer = content["answer"]
-        if answer is not None:
-            answer = Answer(**{**answer, "ends": tuple(answer["ends"]) if answer["ends"] else None})
+        with os.fdopen(open_file(Place(self.directory), path.name), "rb") as file:
+            content = json.loads(file.read(_MAX_FILE))
         try:
             packet = parse_packet(content["packet"])
         except PacketError as error:
             raise ValueError(str(error)) from None
-        return Escalation(
-            content["id"], content["instance_id"], packet, content["received_at"], content["state"], answer
-        )
+        answer = _parse_answer(content["answer"])
+        if (
+            content["id"] != path.stem
+            or not _ID.fullmatch(path.stem)
+            or content["instance_id"] != self.instance_id
+            or content["state"] not in get_args(State)
+            or not isinstance(content["received_at"], str)
+            or (answer is None) != (content["state"] == "pending")
+        ):
+            raise ValueError("this program writes no such escalation")
+        return Escalation(path.stem, self.instance_id, packet, content["received_at"], content["state"], answer)
+
+
+def _parse_answer(content: dict[str, Any] | None) -> Answer | None:
+    """The answer that was stored. ValueError, KeyError or TypeError for anything else: its expiry decides whether what
+    it approves is open."""
+    if content is None:
+        return None
+    answer = Answer(**{**content, "ends": tuple(content["ends"]) if content["ends"] else None})
+    texts = (answer.by, answer.reason, answer.at, *answer.source, *answer.source.values())
+    if not all(isinstance(one, str) for one in texts) or not isinstance(answer.request, dict):
+        raise ValueError("a text is none")
+    if type(answer.seconds) is not int or type(answer.waiting) is not bool:
+        raise ValueError("a number is none")
+    if answer.ends is not None:
+        boot, ends = answer.ends
+        if not isinstance(boot, str) or type(ends) not in (int, float) or not math.isfinite(ends):
+            raise ValueError("an expiry is none")
+    return answer
