@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ktrdr_vm.errors import UsageError
 from ktrdr_vm.evidence.envelope import MAX_ENVELOPE, open_envelope, sign_payload
-from ktrdr_vm.evidence.signing_key import find_signing_key, read_public_key
+from ktrdr_vm.evidence.signing_key import find_signing_key, read_named, read_public_key
 from ktrdr_vm.evidence.statement import ATTESTATION, Summary, make_statement, read_statement
 from ktrdr_vm.host.beneath import Place, check_name, open_file
 from ktrdr_vm.host.paths import Home
@@ -39,8 +39,7 @@ def check_attestation(path: Path, key: Path, *, commit: str | None = None, folde
     exactly its files.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_ENVELOPE + 1)
+        content = read_named(path, MAX_ENVELOPE + 1)
     except OSError as error:
         raise UsageError(
             f"the attestation cannot be read: {error.strerror}", where=str(path), hint="name a readable file"
@@ -63,7 +62,13 @@ def _check_files(folder: Path, files: Mapping[str, str], where: str) -> None:
         raise UsageError(
             "this attestation names no files", where=where, hint="name that of a bundle: bundle/attestation.intoto.json"
         )
-    root = Place(folder.resolve())
+    try:
+        root = Place(folder.resolve(strict=True))
+    except (OSError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or "its links lead in a circle"
+        raise UsageError(
+            f"the folder cannot be read: {why}", where=str(folder), hint="name the folder of a bundle"
+        ) from None
     found = {
         str(path.relative_to(root.root)) for path in root.root.rglob("*") if path.is_symlink() or not path.is_dir()
     }

@@ -48,7 +48,7 @@ def find_signing_key(home: Home, policy: OwnerPolicy) -> Ed25519PrivateKey:
 def read_public_key(path: Path) -> Ed25519PublicKey:
     """An Ed25519 public key in PEM, or as a line of OpenSSH. UsageError for anything else."""
     try:
-        content = path.open("rb").read(_MAX_KEY)
+        content = read_named(path, _MAX_KEY)
         key = load_ssh_public_key(content) if content.startswith(b"ssh-") else load_pem_public_key(content)
     except OSError as error:
         raise UsageError(
@@ -63,6 +63,15 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
             hint="the owner of the host has it as attestation-key.pub in the state directory",
         )
     return key
+
+
+def read_named(path: Path, limit: int) -> bytes:
+    """The first `limit` bytes of a file that a person named, which may be a pipe of their shell. OSError for a pipe
+    that has a name: whether somebody writes into it is not known, and opening it would wait for that."""
+    if path.is_fifo() and os.path.lexists(os.path.realpath(path)):
+        raise OSError(22, "it is a named pipe and not a file", str(path))
+    with path.open("rb") as file:
+        return file.read(limit)
 
 
 def _read_policy_key(name: str) -> Ed25519PrivateKey | None:
