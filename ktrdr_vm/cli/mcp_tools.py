@@ -16,7 +16,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from ktrdr_vm.errors import KtrdrError, UsageError
+from ktrdr_vm.errors import KtrdrError, UsageError, keep_beginning
 from ktrdr_vm.report.escape import escape_text
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # The longest request is a command for `execute`.
 MAX_REQUEST = 1 << 20
 _MOST_SECONDS = 86_400
+# Characters. The problems of a profile are fewer.
+_MOST_ERROR = 16_000
 
 
 class Tools:
@@ -163,9 +165,16 @@ def answer(workspace: Path, request: bytes) -> bytes:
         tool, arguments = _parse(request)
         return encode({"value": TOOLS[tool](Tools(workspace), **arguments)})
     except KtrdrError as error:
-        return encode({"error": escape_text(f"{error}\nnext: {error.hint}")})
+        return _refuse(str(error), error.hint)
     except OSError as error:
-        return encode({"error": escape_text(f"{error.filename or 'this host'}: {error.strerror or error}")})
+        return _refuse(f"{error.strerror or error}: {error.filename or 'this host'}", "name another file, or try again")
+
+
+def _refuse(what: str, hint: str) -> bytes:
+    """What the client sent may be part of it, and has any length."""
+    return encode(
+        {"error": escape_text(f"{keep_beginning(what, _MOST_ERROR)}\nnext: {keep_beginning(hint, _MOST_ERROR)}")}
+    )
 
 
 def encode(document: dict[str, Any]) -> bytes:

@@ -57,3 +57,10 @@ def test_half_a_surrogate_pair_in_a_value_is_no_end_of_the_answer() -> None:
     report of the run could not be read over MCP."""
     document = json.loads(encode({"value": {"artifacts": [{"source": "/a/\udcff", "path": "é\n\u2028"}]}}))
     assert document["value"]["artifacts"] == [{"source": "/a/?", "path": "é\n\u2028"}]
+
+
+@pytest.mark.parametrize("name", ["a" * 900_000, "b/" * 100_000, "../" * 100_000])
+def test_an_error_does_not_repeat_a_name_of_any_length(tmp_path: Path, name: str) -> None:
+    """A client that named 900,000 characters had all of them in the answer, which its agent then read."""
+    said = ask(tmp_path, json.dumps({"tool": "plan", "arguments": {"profile": name}}).encode())
+    assert len(said) < 20_000 and said.partition("\nnext: ")[2]
