@@ -95,7 +95,8 @@ def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Probl
         shape = (
             {key: {**rule, "required": False} for key, rule in PROFILE.items()} if len(chain) > 1 or parent else PROFILE
         )
-        problems.extend(check_shape(document, shape))
+        wrong = check_shape(document, shape)
+        problems.extend(wrong)
         for path, written in document.written.items():
             if path[:1] == ("vars",):
                 problems.append(
@@ -104,7 +105,8 @@ def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Probl
                         f"the number {written} would become {find_value(document.data, path)}; in quotes it is text",
                     )
                 )
-        if not isinstance(parent, str):
+        # A name that no path can be is not looked for.
+        if not isinstance(parent, str) or any(one.path == "extends" for one in wrong):
             return chain
         try:
             source, text = read(parent, source)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import cerberus
-from cerberus.errors import REGEX_MISMATCH, BaseErrorHandler
+from cerberus.errors import REGEX_MISMATCH, BaseErrorHandler, ErrorList
 from cerberus.schema import UnvalidatedSchema
 
 from ktrdr_vm.profile import scalars
@@ -47,8 +47,38 @@ def validate(data: dict[str, Any], schema: dict[str, Any]) -> Found:
     return found
 
 
+class _Unsorted(ErrorList):  # type: ignore[misc]
+    """cerberus sorts all errors after each new one, in Python: thousands of them would take minutes."""
+
+    def sort(self, **_: Any) -> None:
+        return
+
+
+class _NoTree:
+    """Of errors by their rule, which nothing asks for: of thousands of one rule it sorts all after each."""
+
+    def add(self, _: object) -> None:
+        return
+
+
 class Validator(cerberus.Validator):  # type: ignore[misc]
     """cerberus with checks that involve several values. The docstrings of rules are a convention of cerberus."""
+
+    @property
+    def _errors(self) -> _Unsorted:
+        return self._unsorted
+
+    @_errors.setter
+    def _errors(self, errors: Iterable[Any]) -> None:
+        self._unsorted = _Unsorted(errors)
+
+    @property
+    def schema_error_tree(self) -> _NoTree:
+        return _NoTree()
+
+    @schema_error_tree.setter
+    def schema_error_tree(self, _: object) -> None:
+        return
 
     def _validate_notbool(self, constraint: bool, field: str, value: object) -> None:
         """{'type': 'boolean'}"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -254,3 +255,30 @@ def test_a_value_of_any_length_is_not_repeated_in_its_error(key: str) -> None:
             f"version: 1\nname: p\nimage: x\negress: {{allow: [{{{key}: '{chr(7) if key == 'reason' else ''}{'x' * 99_000}'}}]}}\n"
         )
     assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("name", ["\\0", "a\\u0007", "x" * 3000, "../x", "~/x", "$HOME"])
+def test_a_name_that_no_path_can_be_is_not_looked_for(name: str) -> None:
+    """A NUL ended `validate` and `plan` with a trace, and a name of any length was repeated in a second error."""
+    with pytest.raises(DocumentError) as caught:
+        load(f'extends: "{name}"\n{json.dumps(BASE)[1:-1]}'.replace(", ", "\n"), {})
+    assert [(one.path, one.line, one.column) for one in caught.value.problems] == [("extends", 1, 10)]
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gates: [" + "1," * 4000 + "1]",
+        "egress: {allow: [" + "{host: 5}," * 2000 + "]}",
+        "environment: {" + ",".join(f"a-{number}: b" for number in range(3000)) + "}",
+    ],
+    ids=["gates", "rules", "variables"],
+)
+def test_thousands_of_errors_take_no_minutes(text: str) -> None:
+    """They were sorted anew after each one: a profile of 20 KiB kept `validate` busy for more than half a minute."""
+    began = time.process_time()
+    with pytest.raises(DocumentError) as caught:
+        load(f"version: 1\nname: p\nimage: x\n{text}\n")
+    assert time.process_time() - began < 10
+    assert len(caught.value.problems) > 2000 and len(str(caught.value)) < 2000
