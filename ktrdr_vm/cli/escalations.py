@@ -35,12 +35,14 @@ def list_(instance_id: str | None, pending: bool, as_json: bool) -> None:
     """List the escalations of INSTANCE_ID, or of all instances."""
     from ktrdr_vm.cli.options import open_instance
     from ktrdr_vm.cli.output import echo_json, say_none
-    from ktrdr_vm.host.journal import list_journals
+    from ktrdr_vm.host.journal import list_journals, list_unreadable
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.instance.escalations import open_store
     from ktrdr_vm.report.escape import escape_line
 
     names = [instance_id] if instance_id else [journal.instance_id for journal in list_journals(find_home())]
+    for name in () if instance_id else list_unreadable(find_home()):
+        click.echo(f"note: {escape_line(name, limit=80)} is left out: its journal cannot be read", err=True)
     stores = [open_store(open_instance(name)) for name in names]
     found = [one for store in stores for one in store.list()]
     for store in stores:

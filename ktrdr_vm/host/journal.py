@@ -131,7 +131,9 @@ class Journal:
 def read_journal(path: Path) -> Journal | None:
     """The journal, or None if there is none. HostError if it cannot be read."""
     try:
-        raw = path.read_bytes()
+        # Without waiting for whoever would write into a pipe in its place.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            raw = file.read() or b""
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -105,7 +105,7 @@ def _load_chain(text: str | bytes, source: str, read: Read, problems: list[Probl
                         f"the number {written} would become {find_value(document.data, path)}; in quotes it is text",
                     )
                 )
-        # A name that no path can be is not looked for.
+        # A name that no path can be is not read.
         if not isinstance(parent, str) or any(one.path == "extends" for one in wrong):
             return chain
         try:

@@ -100,3 +100,20 @@ def test_what_is_left_out_is_named(
         said = CliRunner().invoke(cli, ["escalations", *words])
         assert (said.exit_code, "e2" in said.stdout) == (0, False)
         assert "note: e2 of one is left out" in said.stderr and "e1" in said.stdout
+
+
+@pytest.mark.parametrize("kind", ["pipe", "nul"])
+def test_an_instance_without_a_readable_journal_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """`escalations list` said that there are none, and waited for a pipe in the place of the journal."""
+    monkeypatch.setenv("KTRDR_VM_HOME", str(tmp_path))
+    journal = Home(tmp_path).instance("one").journal
+    journal.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(journal)
+    else:
+        journal.write_bytes(b"\0" * 100)
+    said = CliRunner().invoke(cli, ["escalations", "list"])
+    assert (said.exit_code, said.stdout) == (0, "")
+    assert "note: one is left out: its journal cannot be read" in said.stderr
