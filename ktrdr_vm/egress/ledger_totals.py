@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def add_to_totals(totals: Path, dropped: Path) -> int:
             else:
                 held[group] = held.get(group, 0) + 1
         _add(sums, key, row)
-    written = ({_SUMMED: hashlib.sha256(content).hexdigest()}, *sums.values())
+    written = ({_SUMMED: _digest(content)}, *sums.values())
     write_durably(totals, b"".join(json.dumps(one).encode() + b"\n" for one in written))
     return len(rows)
 
@@ -47,9 +46,16 @@ def is_summed(totals: Path, dropped: Path) -> bool:
     try:
         with totals.open("rb") as file:
             first = json.loads(file.readline(_MAX_LINE))
-        return bool(first.get(_SUMMED) == hashlib.sha256(dropped.read_bytes()).hexdigest())
+        return bool(first.get(_SUMMED) == _digest(dropped.read_bytes()))
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
+
+
+def _digest(content: bytes) -> str:
+    # Imported on use: a guard starts without it, and rotates after megabytes.
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()
 
 
 def _key(row: dict[str, Any]) -> _Key:

@@ -27,7 +27,7 @@ from paramiko.ssh_exception import SSHException
 from ktrdr_vm.egress.flow_log import parse_proxy_line
 from ktrdr_vm.egress.grant import parse_grant
 from ktrdr_vm.egress.ledger import read_kept
-from ktrdr_vm.egress.ledger_totals import add_to_totals
+from ktrdr_vm.egress.ledger_totals import add_to_totals, is_summed
 from ktrdr_vm.egress.proxy.control import ProxyControl
 from ktrdr_vm.egress.resolver.decisions import Resolver
 from ktrdr_vm.egress.resolver.messages import parse_resolver_message
@@ -314,7 +314,9 @@ def ledger_totals(data: bytes) -> None:
         dropped, totals = Path(place, "old"), Path(place, "totals")
         dropped.write_bytes(data)
         add_to_totals(totals, dropped)
-        assert all(parse_row(line) is not None for line in totals.read_bytes().splitlines())
+        # The first line is the digest of what was summed.
+        assert all(parse_row(line) is not None for line in totals.read_bytes().splitlines()[1:])
+        assert is_summed(totals, dropped)
 
 
 def child_message(data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -59,11 +60,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callab
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often journals were read, plans parsed and documents rendered."""
     counts: Counter[str] = Counter()
-    read, parse, render = Path.read_bytes, loaded_module.plan_from_json, Plan.render
+    opened, parse, render = os.open, loaded_module.plan_from_json, Plan.render
 
-    def read_counted(path: Path) -> bytes:
-        counts["journal"] += path.name == "journal.json"
-        return read(path)
+    def open_counted(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        counts["journal"] += isinstance(path, Path) and path.name == "journal.json" and not flags & os.O_WRONLY
+        return opened(path, flags, *more, **named)
 
     def parse_counted(content: dict[str, Any]) -> Plan:
         counts["plan"] += 1
@@ -73,7 +74,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts["documents"] += 1
         return render(*arguments)
 
-    monkeypatch.setattr(Path, "read_bytes", read_counted)
+    monkeypatch.setattr(os, "open", open_counted)
     monkeypatch.setattr(loaded_module, "plan_from_json", parse_counted)
     monkeypatch.setattr(Plan, "render", render_counted)
     return counts
