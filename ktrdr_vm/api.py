@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -233,9 +234,20 @@ class Instance:
             self._require().connect().upload(file, destination, mode=mode)
 
     def download(self, path: str, destination: str | Path, *, max_bytes: int = 1 << 30) -> int:
-        """The bytes of a regular file in the guest."""
-        with Path(destination).open("wb") as file:
-            return self._require().connect().download(path, file, max_bytes=max_bytes)
+        """The bytes of a regular file in the guest. After an error the destination is as it was before."""
+        guest, wanted = self._require().connect(), Path(destination)
+        if wanted.exists() and not wanted.is_file():
+            with wanted.open("wb") as file:
+                return guest.download(path, file, max_bytes=max_bytes)
+        part = wanted.with_name(f".{wanted.name}.{secrets.token_hex(4)}.part")
+        try:
+            with part.open("wb") as file:
+                size = guest.download(path, file, max_bytes=max_bytes)
+            # A link stays, and what it leads to is replaced.
+            part.replace(wanted.resolve() if wanted.is_symlink() else wanted)
+        finally:
+            part.unlink(missing_ok=True)
+        return size
 
     def escalations(self) -> list[dict[str, Any]]:
         """Its escalations and their answers."""

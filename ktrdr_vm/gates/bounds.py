@@ -28,6 +28,10 @@ class TemplateError(Exception):
         self.lineno = lineno
 
 
+class UndefinedValue(TemplateError):
+    """The reason is a variable that is not defined."""
+
+
 class Budget:
     """The budget of one rendering: loop iterations and seconds."""
 

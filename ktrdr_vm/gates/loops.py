@@ -10,10 +10,12 @@ from ktrdr_vm.gates.bounds import TemplateError
 from ktrdr_vm.gates.model import Task
 from ktrdr_vm.gates.modules.base import Result
 from ktrdr_vm.gates.renderer import Renderer
-from ktrdr_vm.gates.results import find_message, plain_text
+from ktrdr_vm.gates.results import find_message, has_failed, plain_text
 from ktrdr_vm.gates.templating import Scope
 
 MAX_LOOP = 1000
+# Whether a failure is ignored, in the result of an iteration until the task has ended.
+IGNORED = "_ignored"
 # Characters of the name of an iteration.
 _LABEL = 200
 
@@ -43,14 +45,23 @@ def make_item(task: Task, number: int, value: Any) -> dict[str, Any]:
     return found | ({control.index_var: number, "ansible_index_var": control.index_var} if control.index_var else {})
 
 
-def make_label(task: Task, value: Any, templar: Renderer, scope: Scope) -> str:
-    """The name of an iteration in the report: its `label`, or the item."""
+def make_label(task: Task, value: Any, templar: Renderer, scope: Scope) -> tuple[str, Result]:
+    """The name of an iteration in the report: its `label`, or the item. Without a label that was asked for the
+    iteration has failed, as in Ansible: this is in the result, which is otherwise empty."""
+    item = keep_beginning(plain_text(value), _LABEL)
     if task.loop_control.label is None:
-        return keep_beginning(plain_text(value), _LABEL)
+        return item, {}
     try:
-        return keep_beginning(plain_text(templar.render(task.loop_control.label, scope, shown=True)), _LABEL)
+        return keep_beginning(plain_text(templar.render(task.loop_control.label, scope, shown=True)), _LABEL), {}
     except TemplateError as error:
-        return keep_beginning(f"(the label cannot be rendered: {error})", _LABEL)
+        return item, {"failed": True, "changed": False, "msg": f"`loop_control.label`: {error}"}
+
+
+def take_ignored(turns: list[tuple[str, Result]]) -> bool | None:
+    """Whether all failures of the iterations are ignored; None if that is not known of each. The key is removed."""
+    flags = [(has_failed(one), one.pop(IGNORED, None)) for _, one in turns]
+    found = [flag for failed, flag in flags if failed]
+    return all(found) if found and None not in found else None
 
 
 def sum_up(turns: list[tuple[str, Result]], *, looped: bool) -> Result:

@@ -142,7 +142,13 @@ class Parser:
             value = data.get(key)
             if value is not None and not is_template(value) and parse_bool(value) is None:
                 self._note(document, (*path, key), f"{key!r} must be true or false")
+            if key == "run_once" and is_template(value):
+                self._note(
+                    document, (*path, key), "'run_once' must be literally true or false, because it has no effect"
+                )
         self._check_number(document, (*path, "timeout"), data.get("timeout"), 7 * 86_400)
+        if isinstance(limit := data.get("timeout"), float) and not limit.is_integer():
+            self._note(document, (*path, "timeout"), f"'timeout' must be a whole number, not {limit:g}")
         for key in ("name", "environment", *_FLAGS, "timeout"):
             self._check_templates(document, (*path, key), data.get(key))
         return Common(

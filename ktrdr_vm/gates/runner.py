@@ -11,16 +11,16 @@ from ktrdr_vm.errors import GuestError
 from ktrdr_vm.gates.attempt import Attempt, Settings, truth
 from ktrdr_vm.gates.container_logs import Evidence, Failure, gather_containers
 from ktrdr_vm.gates.context import GateContext
-from ktrdr_vm.gates.loops import find_items, make_item, make_label, sum_up
+from ktrdr_vm.gates.loops import IGNORED, find_items, make_item, make_label, sum_up, take_ignored
 from ktrdr_vm.gates.model import Block, Common, Node, Play, Playbook, Task, find_names
 from ktrdr_vm.gates.modules.base import Result
 from ktrdr_vm.gates.renderer import IsolatedRenderer, Renderer
 from ktrdr_vm.gates.results import add_hints, find_outcome, has_failed, hide_result, make_task_result, plain_text
 from ktrdr_vm.gates.selection import is_selected
-from ktrdr_vm.gates.templating import TemplateError
+from ktrdr_vm.gates.templating import OMIT, TemplateError
 from ktrdr_vm.gates.variables import Variables, find_role
 from ktrdr_vm.guest.protocol import Guest
-from ktrdr_vm.report.model import GateOutcome, GateResult, TaskResult
+from ktrdr_vm.report.model import GateOutcome, GateResult, TaskOutcome, TaskResult
 
 __all__ = ["GateContext", "run_playbook"]
 
@@ -125,6 +125,7 @@ class _Run:
         self._about_containers = self._about_containers or _names_docker(task)
         before = dict(self._variables.results)
         turns, inner_failure = self._turns(task, commons, item)
+        known = take_ignored(turns)
         result = sum_up(turns, looped=task.loop is not None)
         failed = has_failed(result)
         if failed and task.module == "set_fact":
@@ -141,8 +142,8 @@ class _Run:
             failed = True
             result |= {"failed": True, "msg": str(error)}
             turns = [("", result)]
-        ignored, unclear = self._is_ignored(commons, item) if failed else (False, ())
-        outcome = find_outcome(result, failed=failed, ignored=ignored)
+        ignored, unclear = (known, ()) if known is not None or not failed else self._is_ignored(commons, item)
+        outcome = find_outcome(result, failed=failed, ignored=bool(ignored))
         if self._flag_or(commons, "no_log", item, default=True):
             turns = [(label and f"item {number}", hide_result(one)) for number, (label, one) in enumerate(turns, 1)]
         asks = failed and self._about_containers and not task.is_include
@@ -196,8 +197,8 @@ class _Run:
                 self._context.wait(pause)
             inner = {**item, **make_item(task, number, value)}
             result, failed = self._turn(task, commons, inner)
-            label = make_label(task, value, self._templar, self._variables.scope(commons, inner))
-            turns.append((label, {**result, **make_item(task, number, value)}))
+            label, wrong = make_label(task, value, self._templar, self._variables.scope(commons, inner))
+            turns.append((label, {**result, **wrong, **make_item(task, number, value)}))
             if failed is not None:
                 return turns, failed
         return turns, None
@@ -205,8 +206,14 @@ class _Run:
     def _meta(self, task: Task, commons: tuple[Common, ...], outer: tuple[Common, ...]) -> _Failure | None:
         """`meta`: run the notified handlers, in their own order. A handler may notify others: a later one runs now, an
         earlier one the next time, as in Ansible."""
-        if task.arguments.get("free_form") != "flush_handlers" or self._skipped(task, commons, {}, quiet=True):
+        if task.arguments.get("free_form") != "flush_handlers":
             return None
+        if skipped := self._skipped(task, commons, {}):
+            if not skipped.get("failed"):
+                return None
+            # As in Ansible, nothing ignores this.
+            self._note_at_once(task, task.name, skipped, "failed")
+            return _Failure(task.name, self.results[-1].message, len(self.results) - 1, skipped)
         for number, handler in enumerate(self._handlers):
             if number in self._notified:
                 self._notified.discard(number)
@@ -240,12 +247,18 @@ class _Run:
         if task.is_include:
             failed = self.nodes(task.included, (*commons[:-1], Common(params=task.common.vars)), item)
             return {"changed": False, "include": task.arguments.get("file", task.arguments.get("name"))}, failed
+        # As in Ansible, keywords are read before the module runs, and without a valid one it does not run.
+        ignored, unclear = self._is_ignored(commons, item)
+        told = {IGNORED: ignored}
+        if unclear:
+            return {**_failure(unclear[0]), **told}, None
         try:
+            self._flag(commons, "no_log", item)
             settings = self._settings(commons, item)
         except TemplateError as error:
-            return _failure(str(error)), None
+            return {**_failure(str(error)), **told}, None
         if settings.timeout <= 0:
-            return _failure(f"the gate exceeded its time limit of {self._context.gate_timeout:g} s"), None
+            return {**_failure(f"the gate exceeded its time limit of {self._context.gate_timeout:g} s"), **told}, None
         attempt = Attempt(
             task,
             self._guest,
@@ -261,7 +274,7 @@ class _Run:
             self._variables.results.update(facts)
         elif task.module == "setup" and isinstance(facts, dict):
             self._variables.add_facts(facts)
-        return result, None
+        return {**result, **told}, None
 
     def _skipped(
         self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], *, quiet: bool = False
@@ -297,11 +310,11 @@ class _Run:
         return Settings(environment, self._flag(commons, "become", item), min(wanted, left))
 
     def _flag(self, commons: tuple[Common, ...], name: str, item: Mapping[str, Any]) -> bool:
-        value = _nearest(commons, name)
-        return truth(self._templar.render(value, self._variables.scope(commons, item))) if value is not None else False
+        value = self._templar.render(_nearest(commons, name), self._variables.scope(commons, item))
+        return value is not None and value is not OMIT and truth(value)
 
     def _is_ignored(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
-        """Whether the failure of a task is ignored, and why that cannot be known."""
+        """Whether the failure of a task is ignored, and why that cannot be known. Ansible ignores it then."""
         try:
             return self._flag(commons, "ignore_errors", item), ()
         except TemplateError as error:
@@ -355,12 +368,12 @@ class _Run:
         if not self._is_selected(task, (*outer, task.common)):
             return
         reason = {"changed": False, "skipped": True, "msg": f"not run, because {failed.name!r} failed"}
-        name, now = self._name(task, (*outer, task.common), {}), self._context.now()
-        self._keep(
-            make_task_result(
-                task, name, [("", reason)], outcome="skipped", started_at=now, duration_s=0.0, mask=self._context.mask
-            )
-        )
+        self._note_at_once(task, self._name(task, (*outer, task.common), {}), reason, "skipped")
+
+    def _note_at_once(self, task: Task, name: str, result: Result, outcome: TaskOutcome) -> None:
+        now, mask = self._context.now(), self._context.mask
+        turns = [("", result)]
+        self._keep(make_task_result(task, name, turns, outcome=outcome, started_at=now, duration_s=0.0, mask=mask))
 
 
 def _failure(message: str) -> Result:

@@ -17,7 +17,7 @@ from jinja2 import TemplateError as JinjaError
 from jinja2 import TemplateSyntaxError, UndefinedError, nodes
 from jinja2.meta import find_undeclared_variables
 
-from ktrdr_vm.gates.bounds import MAX_SIZE, Budget, TemplateError, measure, too_large
+from ktrdr_vm.gates.bounds import MAX_SIZE, Budget, TemplateError, UndefinedValue, measure, too_large
 from ktrdr_vm.gates.template_checks import HOST_VARIABLES, LOOKUPS, check_tree
 from ktrdr_vm.gates.template_environment import (
     KEPT_FILTERS,
@@ -25,6 +25,7 @@ from ktrdr_vm.gates.template_environment import (
     Bounder,
     Environment,
     Generator,
+    UndefinedVariable,
     make_environment,
     make_text,
 )
@@ -210,7 +211,7 @@ class Templar:
 
     def _variables(self, tree: nodes.Template, scope: Scope) -> dict[str, Any]:
         """Only variables that the template uses are evaluated, so that others may be undefined."""
-        found = {}
+        found: dict[str, Any] = {}
         called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)} & set(
             LOOKUPS
         )
@@ -236,6 +237,12 @@ class Templar:
                 scope._open.append(name)
                 try:
                     value = self._render(value, scope)
+                except UndefinedValue as error:
+                    if not isinstance(value, str):
+                        raise
+                    # As in Ansible, a variable made of one that is not defined is not defined either.
+                    found[name] = UndefinedVariable(hint=str(error))
+                    continue
                 finally:
                     scope._open.pop()
             found[name] = scope._memo[known] = value
@@ -247,7 +254,7 @@ class Templar:
         except TemplateError:
             raise
         except UndefinedError as error:
-            raise TemplateError(str(error.message or "a variable is not defined")) from None
+            raise UndefinedValue(str(error.message or "a variable is not defined")) from None
         except RecursionError:
             raise TemplateError("a template is nested too deeply") from None
         except MemoryError:

@@ -13,6 +13,11 @@ from ktrdr_vm.gates.modules.sources import read_source
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _MAX_SCRIPT = 1024 * 1024
+# 13 for what cannot be executed, 2 for a script whose interpreter is not there: the numbers of these errors.
+_CAN_START = (
+    'case $p in */*) [ -f "$p" ] && [ -x "$p" ] || exit 13; l=$(head -n 1 -- "$p" 2>/dev/null | tr -d "\\000");'
+    " case $l in '#!'*) set -f; set -- ${l#??}; [ -e \"$1\" ] || exit 2;; esac;; esac"
+)
 
 
 def run_command(call: Call) -> Result:
@@ -127,23 +132,30 @@ def _run(call: Call, command: list[str] | str, shown: Any) -> Result:
     started, clock = call.host.now(), call.host.monotonic()
     completed = call.run(command, stdin=stdin, chdir=call.get("chdir"))
     if completed.exit_code != 0:
-        _require_start(call, shown)
+        _require_start(call, shown, completed.exit_code)
     result = command_result(completed, shown, strip=call.get("strip_empty_ends", True))
     return result | {"start": started, "end": call.host.now(), "delta": _delta(call.host.monotonic() - clock)}
 
 
-def _require_start(call: Call, words: Any) -> None:
+def _require_start(call: Call, words: Any, code: int) -> None:
     """ModuleFailure if the command that failed was not started, since its folder or its program is not there."""
     chdir = call.get("chdir")
     if chdir and call.run(["test", "-d", str(chdir)]).exit_code != 0:
         raise ModuleFailure(f"Unable to change directory before execution: {chdir!r} is not a folder", cmd=words)
     if isinstance(words, list) and call.module == "command":
-        found = call.run(f"command -v {_expanding(words[0])} >/dev/null 2>&1", chdir=str(chdir) if chdir else None)
+        probe = f"command -v {_expanding(words[0])} >/dev/null 2>&1"
+        if code in (126, 127):
+            # The code of a shell that cannot start a program, which a program may have as well.
+            probe = f"p=$(command -v {_expanding(words[0])}) || exit 2; {_CAN_START}"
+        found = call.run(probe, chdir=str(chdir) if chdir else None)
         if found.exit_code != 0:
             streams = {"stdout": "", "stderr": "", "stdout_lines": [], "stderr_lines": []}
-            shown = " ".join(shlex.quote(word) for word in words)
+            shown, rc = " ".join(shlex.quote(word) for word in words), 13 if found.exit_code == 13 else 2
             raise ModuleFailure(
-                f"Error executing command: {words[0]!r} is not there or cannot be run", rc=2, cmd=shown, **streams
+                f"Error executing command: {words[0]!r} is not there or cannot be run",
+                rc=rc,
+                cmd=shown,
+                **streams,
             )
 
 

@@ -56,11 +56,68 @@ def test_set_fact_that_failed_sets_nothing(gate: Gate) -> None:
     assert [outcome for _, outcome in outcomes(gate.run(tasks))] == ["ok", "ignored", "ignored", "ok", "ok", "ok"]
 
 
-def test_a_failure_says_that_ignore_errors_cannot_be_known(gate: Gate) -> None:
-    for value, said in (("{{ 'maybe' }}", "neither true nor false"), ("{{ missing }}", "'missing' is undefined")):
-        [task] = gate.run(f'- {{name: t, command: exit 1, ignore_errors: "{value}"}}').tasks
-        assert task.outcome == "failed"
-        assert "it went wrong" in task.message and "`ignore_errors`: " in task.message and said in task.message
+@pytest.mark.parametrize("command", ["exit 1", "echo x"])
+def test_a_task_whose_keywords_cannot_be_known_does_not_run(gate: Gate, command: str) -> None:
+    for key, value, said in (
+        ("ignore_errors", "{{ 'maybe' }}", "`ignore_errors`: 'maybe' is neither true nor false"),
+        ("ignore_errors", "{{ missing }}", "`ignore_errors`: 'missing' is undefined"),
+        ("no_log", "{{ 7 }}", "hidden"),
+    ):
+        [task] = gate.run(f'- {{name: t, command: {command}, {key}: "{value}"}}').tasks
+        assert task.outcome == "failed" and said in task.message and gate.guest.ran == []
+
+
+@pytest.mark.parametrize(
+    ("value", "outcome"), [("item == 1", "ignored"), ("item == 2", "failed"), ("r is failed", "failed")]
+)
+def test_each_item_has_its_own_ignore_errors_which_is_read_before_it_runs(gate: Gate, value: str, outcome: str) -> None:
+    task = (
+        f"""- {{name: t, command: "exit {{{{ item }}}}", loop: [1], register: r, ignore_errors: "{{{{ {value} }}}}"}}"""
+    )
+    play = "  vars: {r: {failed: false}}\n"
+    assert outcomes(gate.run(task, play=play)) == [("t", outcome)]
+
+
+@pytest.mark.parametrize("value", ["{{ none }}", "{{ omit }}"])
+def test_a_keyword_that_is_nothing_is_as_if_it_were_not_there(gate: Gate, value: str) -> None:
+    assert gate.run(f'- {{command: echo x, become: "{value}", ignore_errors: "{value}"}}').outcome == "passed"
+
+
+def test_an_item_without_its_label_fails(gate: Gate) -> None:
+    result = gate.run(
+        '- {name: t, command: "echo {{ item }}", loop: [1, 2], loop_control: {label: "{{ missing }}"},'
+        " register: r, ignore_errors: true}\n"
+        '- {assert: {that: [r is failed, r.results | length == 2, "r.results[0] is not changed"]}}'
+    )
+    assert [outcome for _, outcome in outcomes(result)] == ["ignored", "ok"]
+    assert "`loop_control.label`: 'missing' is undefined" in result.tasks[0].message
+
+
+def test_handlers_do_not_run_under_a_condition_that_cannot_be_evaluated(gate: Gate) -> None:
+    play = "  ignore_errors: true\n  handlers: [{name: h, debug: {}}]\n"
+    tasks = "- {name: t, command: echo x, notify: h}\n- {meta: flush_handlers, when: missing}\n- {name: u, debug: {}}"
+    result = gate.run(tasks, play=play)
+    assert outcomes(result)[:2] == [("t", "changed"), ("meta", "failed")] and result.outcome == "failed"
+    assert "'missing' is undefined" in result.message
+
+
+@pytest.mark.parametrize("place", ["task", "play"])
+def test_a_variable_made_of_one_that_is_not_defined_is_not_defined(gate: Gate, place: str) -> None:
+    variables = 'vars: {a: "x{{ missing }}", b: "{{ a }}"}'
+    task = "assert: {that: [a is not defined, b is not defined, b | default('d') == 'd']}"
+    play = f"  {variables}\n" if place == "play" else ""
+    assert gate.run(f"- {task}\n" + (f"  {variables}\n" if place == "task" else ""), play=play).outcome == "passed"
+    [used] = gate.run('- {debug: {msg: "{{ b }}"}}', play=f"  {variables}\n").tasks
+    assert used.outcome == "failed" and "'missing' is undefined" in used.message
+
+
+@pytest.mark.parametrize(
+    ("keyword", "said"),
+    [("timeout: 1.5", "'timeout' must be a whole number"), ("run_once: '{{ true }}'", "'run_once' must be literally")],
+)
+def test_keywords_that_ansible_would_not_take(keyword: str, said: str) -> None:
+    [problem] = refuse(f"- hosts: all\n  tasks:\n    - {{command: x, {keyword}}}\n")
+    assert problem.startswith("p.yaml:3: ") and said in problem
 
 
 @pytest.mark.parametrize(("value", "said"), [("1.5", "whole number"), ('"{{ 3 / 2 }}"', "whole number")])

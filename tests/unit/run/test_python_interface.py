@@ -110,3 +110,29 @@ def test_as_root_the_world_is_not_entered(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(api.os, "geteuid", lambda user=user: user)
         api.enter_world()
     assert entered == ["world"] and not inspect.signature(api.enter_world).parameters
+
+
+def test_a_download_that_fails_leaves_the_destination_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = [True]
+
+    def download(_: str, file: Any, *, max_bytes: int) -> int:
+        file.write(b"new")
+        if fails[0]:
+            raise UsageError("no", where="x", hint="y")
+        return max_bytes
+
+    guest = SimpleNamespace(download=download)
+    monkeypatch.setattr(api.Instance, "_require", lambda _: SimpleNamespace(connect=lambda: guest))
+    instance = object.__new__(api.Instance)
+    there, link = tmp_path / "there", tmp_path / "link"
+    there.write_bytes(b"old")
+    link.symlink_to(there)
+    for name in ("there", "link", "absent"):
+        with pytest.raises(UsageError):
+            instance.download("/x", tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == [link, there] and there.read_bytes() == b"old"
+    fails[0] = False
+    assert instance.download("/x", link, max_bytes=3) == 3
+    assert link.is_symlink() and there.read_bytes() == b"new" and sorted(tmp_path.iterdir()) == [link, there]
