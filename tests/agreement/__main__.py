@@ -1,5 +1,5 @@
 """Runs the corpus with our runner and with ansible-core, and compares outcomes and registered results: `python -m
-tests.agreement VENV`."""
+tests.agreement VENV [PART]`. The parts are `expressions`, `modules`, `written` and `plays`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from tests.agreement.cases.filters import make_filter_cases
 from tests.agreement.cases.language import make_language_cases
 from tests.agreement.cases.model import Case
 from tests.agreement.cases.modules import make_module_cases
+from tests.agreement.cases.plays import make_play_cases
 from tests.agreement.cases.values import VARIABLES
 from tests.agreement.generated import Tally, find_refused, split, write_playbook
+from tests.agreement.plays import compare_plays
 from tests.agreement.run import HERE, make_place, run_ours, run_theirs, serve
 
 sys.path.insert(0, str(HERE.parent / "lab"))
@@ -102,6 +104,7 @@ def compare_modules(tally: Tally, guest: Guest, ansible: Path, scratch: Path) ->
 def main() -> int:
     """Two comparisons at a time, because most of the time is spent in ansible-core, which uses one CPU."""
     ansible = Path(sys.argv[1]).absolute() / "bin"
+    parts = sys.argv[2:] or ["expressions", "modules", "written", "plays"]
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ktrdr-agreement-") as temporary:
         scratch = Path(temporary)
@@ -110,14 +113,19 @@ def main() -> int:
         def compare_expressions() -> Tally:
             tally = Tally()
             with server.connect() as guest:
-                compare_generated([*make_filter_cases(), *make_language_cases()], tally, guest, ansible, scratch)
+                if "expressions" in parts:
+                    compare_generated([*make_filter_cases(), *make_language_cases()], tally, guest, ansible, scratch)
             return tally
 
         def compare_tasks() -> Tally:
             tally = Tally()
             with server.connect() as guest:
-                compare_modules(tally, guest, ansible, scratch)
-                compare_written(tally, guest, ansible, scratch)
+                if "modules" in parts:
+                    compare_modules(tally, guest, ansible, scratch)
+                if "written" in parts:
+                    compare_written(tally, guest, ansible, scratch)
+                if "plays" in parts:
+                    compare_plays([*make_play_cases()], tally, guest, ansible, scratch)
             return tally
 
         try:

@@ -85,6 +85,57 @@ _OTHERS: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
     ({"debug": {"msg": "{{ lookup('env', 'KTRDR_NOPE', default='d') }}"}}, ("msg",)), ({"debug": {"msg": "{{ query('env', 'KTRDR_NOPE') }}"}}, ("msg",)), ({"meta": "noop"}, ()),
 )  # fmt: skip
 
+
+def _list(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
+_FREE_FORM: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
+    *(({module: text}, ("stdout", "rc")) for module in ("command", "shell") for text in (
+        "cat stdin=abc", "cat stdin='a b'", "cat stdin=abc stdin_add_newline=no", "pwd chdir=/", "chdir=/ pwd", "echo a chdir=/ b", "echo chdir='/ x'", "true creates=/etc", "true removes=/nope",
+        "echo executable=/bin/bash", "echo warn=no", "echo argv=x", "echo cmd=x", "echo a=b", "echo 'chdir=/'", "echo \"chdir=/\"", "echo strip_empty_ends=no", "echo expand_argument_vars=no",
+        "echo _raw_params=x", "echo _uses_shell=yes", "echo creates=", "echo x chdir={{ '/' }}", "echo stdin={{ 'a b' }}", "cat stdin={{ 5 }}", "echo \\chdir=/", "echo a  b", "echo 'a  b'", " echo a ",
+    )),
+    *(({"assert": {"that": that}}, ()) for that in (
+        "{{ 1 == 1 }}", "'{{ 1 }}' == '1'", ["{{ true }}"], "{{ [] }}", "{{ ['1 == 1'] }}", "a is {{ 'defined' }}", "{{ '1 == 1' }}", "'{' in '{}'", "{'a': 1} == {'a': 1}", "{{}} == {}", 1, 0, "yes",
+        "'yes'", None, "", [None], [""], {"a": 1}, [["1 == 1"]], "1 == 1 and", "'{% x %}' != ''", "'{#' != ''", 1.0, "1", "none", "[]", "omit", "{{ omit }}", "1 == 1 # no", "true", "True", "'a' in 'abc'",
+    )),
+    *(({"command": "true", key: value}, ("changed", "failed_when_result")) for key in ("failed_when", "changed_when", "until", "when") for value in (
+        True, False, "true", "no", "", [], [True], ["1 == 1", False], None, 0, 1, "0", "{{ true }}", "{{ 'no' }}", "none", "[]", {"a": 1}, "missing", "missing is defined", ["missing is defined", "missing"],
+        "'a'", "1", "omit", "{{ missing }}", "1 == 1 and true", [["1 == 1"]], 1.5,
+    ) if key != "until" or value in (True, "true", [True], "missing is not defined")),
+    *(({"command": command, "until": until, "retries": retries, "delay": 0, "register": "u", **more}, ("attempts", "changed", "failed_when_result", "rc"))
+      for command in ("true", "false") for until in ("1 == 1", "1 == 2", "u.rc == 0", "missing", ["u is succeeded", "u is changed"])
+      for retries in (1, "{{ 0 }}") for more in ({}, {"failed_when": True}, {"failed_when": False}, {"failed_when": "u.rc == 0"}, {"changed_when": False}, {"failed_when": "missing"})),
+    *(({"debug": {"msg": "{{ item }}"}, key: value}, ("results",)) for key in ("loop", "with_items", "with_list", "with_dict") for value in _list(
+        {"a": 1}, "{{ {'a': 1} }}", "abc", "{{ 'abc' }}", 5, "{{ 5 }}", "{{ none }}", "", [], {}, "{{ [] }}", "{{ {} }}", [None], [[]], ["{{ [1, 2] }}"], ["{{ omit }}"], "{{ omit }}", "{{ [1] }}{{ [2] }}",
+        "{{ missing }}", ["{{ missing }}"], "{{ (1, 2) }}", "{{ range(2) }}", "{{ 'ab' | list }}", [True, 1.5, {"b": [1]}], "{{ {'a': 1}.items() }}", "{{ {'a': 1} | dict2items }}",
+    )),
+    *(({"debug": {"msg": "x"}, "loop": [1, 2], "loop_control": control}, ("results",)) for control in (
+        {"label": "{{ missing }}"}, {"label": "{{ item }}"}, {"label": 5}, {"label": None}, {"label": ["{{ item }}"]}, {"pause": 0}, {"pause": "{{ 0 }}"}, {"pause": "x"}, {"loop_var": "a"}, {"index_var": "a"}, {}, None,
+    )),
+    *(({"shell": "echo \"$A|$B\"", "environment": value}, ("stdout",)) for value in (
+        {"A": 5, "B": -1.50}, {"A": [1], "B": {"c": 1}}, {"A": "{{ 5 }}", "B": "{{ [1] }}"}, {"A": "", "B": "a b"}, {"A": 1e3, "B": False}, {"A": "{{ none }}"}, {"A": "{{ missing }}"}, {"A": "$HOME"}, {"A": "ü'\""},
+        {"A": "a\nb"}, "{{ {'A': 1} }}", "{{ missing }}", [{"A": 1}, {"B": "{{ 2 }}"}], ["{{ {'A': 3} }}"],
+    )),
+    *(({"pause": options}, ()) for options in ({"seconds": "0"}, {"seconds": "x"}, {"minutes": 0}, {"seconds": -1}, {"seconds": 0.2}, {"seconds": "{{ 0 }}"}, {"prompt": "a", "seconds": 0})),
+    *(({"fail": options}, ()) for options in ({"msg": 5}, {"msg": ["a"]}, {"msg": None}, {"msg": "{{ missing }}"}, None, "x")),
+    *(({"stat": {"path": value, **more}}, ("changed",)) for value in ("/etc", 5, "", None, ["/etc"], "{{ omit }}", "~", "/nope/x") for more in ({}, {"follow": "yes"}, {"get_checksum": "maybe"}, {"checksum_algorithm": "x"})),
+    *(({"slurp": {"src": value}}, ("encoding",)) for value in ("", None, 5, ["/etc/hostname"], "{{ place }}/page.json")),
+    *(({"wait_for": options}, ()) for options in (
+        {"path": "/etc"}, {"path": "/nope", "timeout": 1}, {"timeout": 0}, {"path": "/nope", "state": "absent"}, {"path": "/etc", "state": "absent", "timeout": 1}, {"port": "x"}, {"path": "/etc", "port": 1}, {"port": 9, "timeout": "1"},
+        {"path": "/etc/passwd", "search_regex": "root"}, {"path": "/etc/passwd", "search_regex": "("}, {"path": "/etc", "timeout": "x"}, {"path": "/etc", "state": "gone"}, {"path": ""}, {"path": "/etc", "sleep": 0},
+    )),
+    *(({"uri": options}, ()) for options in ({"url": "nope"}, {"url": ""}, {"url": None}, {"url": "ftp://127.0.0.1:9/"}, {"url": "http://127.0.0.1:9/", "timeout": "x"}, {"url": "http://127.0.0.1:9/", "status_code": "x"})),
+    *(({"file": {"path": "{{ place }}/modes", "state": "touch", "mode": mode}}, ("mode",)) for mode in _list(
+        "0644", "644", 420, 0o600, 644, "u=rw,g=r,o=", "a+x", "", None, "u", "+x", "-w", "8", "0o644", "u=rwX", "u+s", "g=u", 1.5, True, [], "01777", "{{ '0600' }}", "{{ 384 }}", "u=rw g=r", "=", "a=", "u=,g=,o=r",
+    )),
+    *(({"copy": {"dest": "{{ place }}/odd", **options}}, ("changed",)) for options in (
+        {"content": None}, {"content": "a", "force": "no"}, {"content": "a", "force": "maybe"}, {"content": "a", "backup": "no"}, {"content": "a", "mode": 384}, {"content": "a", "mode": ""}, {"content": "a", "src": "b"}, {}, {"src": ""},
+        {"content": "a", "follow": 1}, {"content": 1.50}, {"content": [None]}, {"content": "{{ omit }}"}, {"content": "a", "owner": 0}, {"content": "a", "owner": ""}, {"content": "a", "group": "0"},
+    )),
+)  # fmt: skip
+
 _LINKS: tuple[dict[str, Any], ...] = (
     *({"file": {"path": f"{{{{ place }}}}/w/{name}", **options}} for name in ("l", "ld", "f") for options in (
         {"mode": "0600"}, {"mode": "0600", "follow": False}, {"state": "touch"}, {"state": "absent"},
@@ -136,8 +187,22 @@ def make_module_cases() -> Iterator[Case]:
     yield from _make_trees()
     for options in _COMMANDS:
         yield Case(str(options), options, ("changed", "rc", "stdout", "stderr", "stdout_lines", "stderr_lines", "cmd"))
-    for task, keys in _OTHERS:
+    yield from _make_started()
+    for task, keys in _OTHERS + _FREE_FORM:
         yield Case(str(task), task, keys)
+
+
+def _make_started() -> Iterator[Case]:
+    """Programs that cannot be started, and those that say the same of themselves."""
+    make = (
+        "rm -rf w; mkdir -p w/dir; cd w; echo x > plain; printf '#!/nope/x\\n' > lost; printf '#!/bin/sh\\nexit 126\\n' > own;"
+        " printf '#!/bin/sh\\nexit 127\\n' > other; printf '#! /bin/sh -e\\necho $1\\n' > good; chmod +x lost own other good"
+    )
+    yield Case("programs", {"shell": make, "args": {"chdir": "{{ place }}"}})
+    for name in ("plain", "dir", "lost", "own", "other", "good", "nope"):
+        for called in (f"./{name}", f"{{{{ place }}}}/w/{name}"):
+            task = {"command": {"argv": [called, "a b"], "chdir": "{{ place }}/w"}}
+            yield Case(f"{called} is started", task, ("changed", "rc", "stdout"))
 
 
 def _make_links() -> Iterator[Case]:
