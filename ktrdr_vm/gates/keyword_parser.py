@@ -47,6 +47,8 @@ class KeywordParser(Parser):
         for key in ("loop_var", "index_var"):
             if key in data and not is_variable(data[key]):
                 self._note(document, (*path, key), f"{str(data[key])[:60]!r} is not the name of a variable")
+        if isinstance(data.get("label"), (list, dict)):
+            self._note(document, (*path, "label"), "`label` must be text")
         self._check_number(document, (*path, "pause"), data.get("pause"), 86_400)
         self._check_templates(document, path, data)
         return LoopControl(

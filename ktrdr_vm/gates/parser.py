@@ -149,6 +149,8 @@ class Parser:
         self._check_number(document, (*path, "timeout"), data.get("timeout"), 7 * 86_400)
         if isinstance(limit := data.get("timeout"), float) and not limit.is_integer():
             self._note(document, (*path, "timeout"), f"'timeout' must be a whole number, not {limit:g}")
+        if "tags" in data and data["tags"] is None:
+            self._note(document, (*path, "tags"), "`tags` has no value; without tags, write an empty list")
         for key in ("name", "environment", *_FLAGS, "timeout"):
             self._check_templates(document, (*path, key), data.get(key))
         return Common(

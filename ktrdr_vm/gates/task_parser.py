@@ -153,7 +153,7 @@ class TaskParser(KeywordParser):
 
     def _make_task(self, document: Document, path: Path, data: dict[str, Any], task: Task) -> Task:
         """The task with its own keywords, in addition to those that blocks have too."""
-        for key in ("failed_when", "changed_when", "retries", "delay"):
+        for key in ("failed_when", "changed_when", "retries", "delay", "loop_control"):
             if key in data and data[key] is None:
                 self._note(document, (*path, key), f"`{key}` has no value, which is an error of the task in Ansible")
         for name, highest in (("retries", MAX_RETRIES), ("delay", 86_400)):

@@ -1,12 +1,12 @@
 """Runs the corpus with our runner and with ansible-core, and compares outcomes and registered results: `python -m
-tests.agreement VENV [PART]`. The parts are `expressions`, `modules`, `written` and `plays`."""
+tests.agreement VENV [PART]`. The parts are `expressions`, `modules`, `odd`, `written` and `plays`."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ktrdr_vm.guest.protocol import Guest
 from tests.agreement.cases.filters import make_filter_cases
 from tests.agreement.cases.language import make_language_cases
 from tests.agreement.cases.model import Case
-from tests.agreement.cases.modules import make_module_cases
+from tests.agreement.cases.modules import make_module_cases, make_odd_cases
 from tests.agreement.cases.plays import make_play_cases
 from tests.agreement.cases.values import VARIABLES
 from tests.agreement.generated import Tally, find_refused, split, write_playbook
@@ -74,13 +74,20 @@ def compare_generated(cases: Sequence[Case], tally: Tally, guest: Guest, ansible
                 tally.add(case, ours.get(name), answered.get(name), refused.get(number, ""), {})
 
 
-def compare_modules(tally: Tally, guest: Guest, ansible: Path, scratch: Path) -> None:
-    """The cases of modules, each runner in a folder of its own."""
-    cases = dict(enumerate(make_module_cases()))
+def compare_modules(
+    listed: Iterable[Case], tally: Tally, guest: Guest, ansible: Path, scratch: Path, *, odd: bool = False
+) -> None:
+    """The cases of modules, each runner in a folder of its own. Of odd ones, those that we refuse are not run at all."""
+    cases = dict(enumerate(listed))
     refused: dict[int, str] = {}
+    if odd:
+        playbook = scratch / "odd.yaml"
+        write_playbook(playbook, cases, VARIABLES)
+        for number, said in find_refused(playbook, cases).items():
+            tally.add(cases.pop(number), None, None, said, {})
     rows, places = {}, {}
     for who in ("theirs", "ours"):
-        place = places[who] = make_place(scratch / f"modules-{who}")
+        place = places[who] = make_place(scratch / f"{'odd' if odd else 'modules'}-{who}")
         playbook = place.parent / "playbook" / "modules.yaml"
         playbook.parent.mkdir()
         write_playbook(playbook, cases, VARIABLES)
@@ -104,7 +111,7 @@ def compare_modules(tally: Tally, guest: Guest, ansible: Path, scratch: Path) ->
 def main() -> int:
     """Two comparisons at a time, because most of the time is spent in ansible-core, which uses one CPU."""
     ansible = Path(sys.argv[1]).absolute() / "bin"
-    parts = sys.argv[2:] or ["expressions", "modules", "written", "plays"]
+    parts = sys.argv[2:] or ["expressions", "modules", "odd", "written", "plays"]
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ktrdr-agreement-") as temporary:
         scratch = Path(temporary)
@@ -121,7 +128,9 @@ def main() -> int:
             tally = Tally()
             with server.connect() as guest:
                 if "modules" in parts:
-                    compare_modules(tally, guest, ansible, scratch)
+                    compare_modules(make_module_cases(), tally, guest, ansible, scratch)
+                if "odd" in parts:
+                    compare_modules(make_odd_cases(), tally, guest, ansible, scratch, odd=True)
                 if "written" in parts:
                     compare_written(tally, guest, ansible, scratch)
                 if "plays" in parts:

@@ -113,7 +113,13 @@ def test_a_variable_made_of_one_that_is_not_defined_is_not_defined(gate: Gate, p
 
 @pytest.mark.parametrize(
     ("keyword", "said"),
-    [("timeout: 1.5", "'timeout' must be a whole number"), ("run_once: '{{ true }}'", "'run_once' must be literally")],
+    [
+        ("timeout: 1.5", "'timeout' must be a whole number"),
+        ("run_once: '{{ true }}'", "'run_once' must be literally"),
+        ("tags: null", "`tags` has no value"),
+        ("loop_control: null", "`loop_control` has no value"),
+        ("loop_control: {label: [a]}", "`label` must be text"),
+    ],
 )
 def test_keywords_that_ansible_would_not_take(keyword: str, said: str) -> None:
     [problem] = refuse(f"- hosts: all\n  tasks:\n    - {{command: x, {keyword}}}\n")
