@@ -157,7 +157,9 @@ class Attempt:
             return True
 
     def _all(self, conditions: tuple[Any, ...], result: Result) -> bool:
-        scope = self.scope_with({self.task.register: result} if self.task.register else {})
+        # As in Ansible, the conditions of `set_fact` see what it sets.
+        facts = result.get("ansible_facts") if self.task.module == "set_fact" else None
+        scope = self.scope_with({**(facts or {}), **({self.task.register: result} if self.task.register else {})})
         return all(self.templar.condition(condition, scope) for condition in conditions)
 
     def _number(self, name: str, value: Any, default: float) -> float:

@@ -83,6 +83,11 @@ def test_a_keyword_that_is_nothing_is_as_if_it_were_not_there(gate: Gate, value:
     assert gate.run(f'- {{command: echo x, become: "{value}", ignore_errors: "{value}"}}').outcome == "passed"
 
 
+def test_conditions_of_set_fact_see_what_it_sets(gate: Gate) -> None:
+    tasks = "- {set_fact: {a: old}}\n- {set_fact: {a: new}, failed_when: a == 'old'}\n- {set_fact: {b: 1}, until: b == 1, delay: 0}"
+    assert gate.run(tasks).outcome == "passed"
+
+
 def test_an_item_without_its_label_fails(gate: Gate) -> None:
     result = gate.run(
         '- {name: t, command: "echo {{ item }}", loop: [1, 2], loop_control: {label: "{{ missing }}"},'
