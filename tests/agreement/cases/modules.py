@@ -124,7 +124,7 @@ _ODD: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
     *(({"slurp": {"src": value}}, ("encoding",)) for value in ("", None, 5, ["/etc/hostname"], "{{ place }}/page.json")),
     *(({"wait_for": options}, ()) for options in (
         {"path": "/etc"}, {"path": "/nope", "timeout": 1}, {"timeout": 0}, {"path": "/nope", "state": "absent"}, {"path": "/etc", "state": "absent", "timeout": 1}, {"port": "x"}, {"path": "/etc", "port": 1}, {"port": 9, "timeout": "1"},
-        {"path": "/etc/passwd", "search_regex": "root"}, {"path": "/etc/passwd", "search_regex": "("}, {"path": "/etc", "timeout": "x"}, {"path": "/etc", "state": "gone"}, {"path": ""}, {"path": "/etc", "sleep": 0},
+        {"path": "/etc/passwd", "search_regex": "root"}, {"path": "/etc/passwd", "search_regex": "("}, {"path": "/etc", "timeout": "x"}, {"path": "/etc", "state": "gone"}, {"path": "", "timeout": 1}, {"path": "/etc", "sleep": 0},
     )),
     *(({"uri": options}, ()) for options in ({"url": "nope"}, {"url": ""}, {"url": None}, {"url": "ftp://127.0.0.1:9/"}, {"url": "http://127.0.0.1:9/", "timeout": "x"}, {"url": "http://127.0.0.1:9/", "status_code": "x"})),
     *(({"file": {"path": "{{ place }}/modes", "state": "touch", "mode": mode}}, ("mode",)) for mode in _list(

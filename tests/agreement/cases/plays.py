@@ -135,7 +135,7 @@ def _make_facts() -> Iterator[PlayCase]:
         {"loop": [1, 2]}, {"loop": [1, 2], "failed_when": "item == 2"}, {"loop": [1, 2], "failed_when": "item == 1"}, {"loop": [1, 2], "when": "item == 1"}, {"loop": []},
         {"loop": [1, 2], "changed_when": "missing"}, {"until": "fa == 'new'", "retries": 1, "delay": 0}, {"until": "1 == 2", "retries": 1, "delay": 0},
         {"until": "1 == 2", "retries": 1, "delay": 0, "failed_when": False}, {"until": "1 == 2", "retries": 1, "delay": 0, "failed_when": True}, {"when": "missing"}, {"when": False},
-        {"vars": {"fa": "of the task"}}, {"no_log": True}, {"run_once": True}, {"ignore_errors": "{{ missing }}"},
+        {"vars": {"fa": "of the task"}}, {"no_log": True}, {"run_once": True},
     ):  # fmt: skip
         for facts in (
             {"fa": "new"},
