@@ -310,7 +310,10 @@ class _Run:
         return Settings(environment, self._flag(commons, "become", item), min(wanted, left))
 
     def _flag(self, commons: tuple[Common, ...], name: str, item: Mapping[str, Any]) -> bool:
-        value = self._templar.render(_nearest(commons, name), self._variables.scope(commons, item))
+        written = _nearest(commons, name)
+        if written is None:
+            return False
+        value = self._templar.render(written, self._variables.scope(commons, item))
         return value is not None and value is not OMIT and truth(value)
 
     def _is_ignored(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
