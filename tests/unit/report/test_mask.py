@@ -206,7 +206,7 @@ def test_a_message_with_an_excerpt_in_its_middle_has_no_half_of_a_secret(kept: i
         assert "***" in shown and secret[:kept] not in shown and secret[-kept:] not in shown
     task = Task("x", "command", {}, "p.yaml:1", loop="{{ items }}")
     templar: Any = None  # without a `label` nothing is rendered
-    label = make_label(task, "x" * (200 - kept) + secret, templar, templar)
+    label, _ = make_label(task, "x" * (200 - kept) + secret, templar, templar)
     assert mask(f"{label}: failed").endswith("x***…: failed")
     assert mask("hunter2… and …hunter2") == "***… and …***", "marks of others are treated alike"
     assert mask("to hunter2 and on") == "to hunter2 and on"
