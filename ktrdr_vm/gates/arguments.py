@@ -140,6 +140,10 @@ def _choice(spec: ModuleSpec, name: str, value: Any) -> str:
     )
 
 
+# Words of free-form text that Ansible takes for options too, of which a module here has not all: they are refused.
+_TAKEN = frozenset({"executable", "warn"})
+
+
 def _parse_text(module: str, text: str) -> dict[str, Any]:
     """`k=v` words. For a free-form module, only words that name an option are options; the rest is the unchanged
     text."""
@@ -151,7 +155,7 @@ def _parse_text(module: str, text: str) -> dict[str, Any]:
         known = (
             name in spec.options and name not in ("cmd", "argv", "expand_argument_vars") if spec.free_form else equals
         )
-        if equals and known and name.isidentifier():
+        if equals and (known or (spec.free_form and name in _TAKEN)) and name.isidentifier():
             found[name] = _unquote(value)
         else:
             rest.append(word)

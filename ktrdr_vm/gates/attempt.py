@@ -18,6 +18,8 @@ from ktrdr_vm.gates.renderer import Renderer
 from ktrdr_vm.gates.templating import OMIT, Scope, TemplateError
 from ktrdr_vm.guest.protocol import Guest, GuestRefusedError, GuestTimeout
 
+# In a result that `failed_when` and the other conditions do not judge; never kept.
+_UNJUDGED = "_unjudged"
 # Options that are only shown to a person.
 _SHOWN = {"debug": ("msg",), "fail": ("msg",), "assert": ("fail_msg", "success_msg"), "wait_for": ("msg",)}
 
@@ -65,6 +67,8 @@ class Attempt:
                 return result
             if tries > 1:
                 result["attempts"] = attempt
+            if result.pop(_UNJUDGED, False):
+                return result
             self._judge(result)
             if tries == 1 or self._is_done(result):
                 return result
@@ -83,7 +87,8 @@ class Attempt:
         except ModuleFailure as failure:
             result = failure.result
         except TemplateError as error:
-            result = {"changed": False, "failed": True, "msg": str(error)}
+            # As in Ansible, `failed_when` does not judge a task that could not begin.
+            result = {"changed": False, "failed": True, "msg": str(error), _UNJUDGED: True}
         except GuestTimeout as error:
             said = f"the task exceeded its time limit of {settings.timeout:g} s: {error.message}"
             result = {"changed": False, "failed": True, "timedout": {"period": settings.timeout}, "msg": said}
@@ -152,8 +157,9 @@ class Attempt:
         try:
             return self._all(self.task.until, result)
         except TemplateError as error:
-            result |= {"failed": True, "msg": str(error)}
-            result.pop("failed_when_result", None)
+            # As in Ansible, nothing of the result is left.
+            result.clear()
+            result |= {"changed": False, "failed": True, "msg": f"`until`: {error}"}
             return True
 
     def _all(self, conditions: tuple[Any, ...], result: Result) -> bool:

@@ -10,7 +10,7 @@ from ktrdr_vm.gates.model import LoopControl
 from ktrdr_vm.gates.parser import Parser
 from ktrdr_vm.profile.strict_yaml import Document, Path
 
-LOOPS = {"loop": "", "with_list": "", "with_items": "items", "with_dict": "dict"}
+LOOPS = {"loop": "", "with_list": "list", "with_items": "items", "with_dict": "dict"}
 """The keywords of loops, each with the kind of its items (`Task.loop_kind`)."""
 
 

@@ -11,7 +11,7 @@ from ktrdr_vm.gates.model import Task
 from ktrdr_vm.gates.modules.base import Result
 from ktrdr_vm.gates.renderer import Renderer
 from ktrdr_vm.gates.results import find_message, has_failed, plain_text
-from ktrdr_vm.gates.templating import Scope
+from ktrdr_vm.gates.templating import OMIT, Scope
 
 MAX_LOOP = 1000
 # Whether a failure is ignored, in the result of an iteration until the task has ended.
@@ -23,8 +23,14 @@ _LABEL = 200
 def find_items(task: Task, templar: Renderer, scope: Scope) -> list[Any]:
     """The rendered items of a task's loop. TemplateError if there is no list of them."""
     values = templar.render(task.loop, scope)
+    if values is OMIT:
+        raise TemplateError("the loop is `omit`, and has no items")
+    if task.loop_kind == "list" and not isinstance(values, list):
+        values = [list(values) if isinstance(values, tuple) else values]
     if task.loop_kind == "dict":
         listed = values if isinstance(values, list) else [values]
+        if isinstance(task.loop, list) and len(listed) < len(task.loop):
+            raise TemplateError("`with_dict` requires a mapping, and an entry of it is `omit`")
         if wrong := [one for one in listed if not isinstance(one, Mapping)]:
             raise TemplateError(f"`with_dict` requires a mapping, not {type(wrong[0]).__name__}")
         values = [{"key": key, "value": value} for one in listed for key, value in one.items()]
@@ -79,3 +85,11 @@ def sum_up(turns: list[tuple[str, Result]], *, looped: bool) -> Result:
         summed["skipped"] = True
         summed["msg"] = "All items skipped"
     return summed
+
+
+def list_notified(rendered: Any) -> list[str]:
+    """The names in a `notify`: of one text, or of a list of texts. TemplateError for anything else."""
+    listed = rendered if isinstance(rendered, list) else [] if rendered is None or rendered is OMIT else [rendered]
+    if wrong := [one for one in listed if not isinstance(one, str)]:
+        raise TemplateError(f"notify: {str(wrong[0])[:200]!r} is not the name of a handler")
+    return listed

@@ -54,7 +54,7 @@ class Task:
     register: str = ""
     loop: Any = None
     loop_kind: str = ""
-    """`items` or `dict` for `with_items` and `with_dict`: how the list of items is made of the value."""
+    """`list`, `items` or `dict` for `with_list` and so on: how the list of items is made of the value."""
     loop_control: LoopControl = LoopControl()
     until: tuple[Any, ...] | None = None
     retries: Any = None
@@ -64,6 +64,8 @@ class Task:
     included: tuple[Node, ...] = ()
     """The tasks of the file or the role that an `include_tasks` or `include_role` names."""
     notify: tuple[Any, ...] = ()
+    notifies_names: bool = False
+    """True if `notify` is a list, whose templates give one name each; a template alone may give a list of names."""
     listen: tuple[str, ...] = ()
     """The topics of a handler, in addition to its name."""
     is_nameless: bool = False

@@ -33,7 +33,8 @@ _URLS = {"uri": "url", "get_url": "url"}
 _REDIRECTS = ("all", "no", "none", "safe", "urllib2", "yes", "True", "False")
 _AGE, _SIZE = re.compile(r"-?\d+[smhdw]?", re.IGNORECASE), re.compile(r"-?\d+[bkmgt]?", re.IGNORECASE)
 _CHECKSUM = re.compile(r"[0-9a-fA-F]+|https?://\S+")
-_MODE = re.compile(r"(?:0o)?[0-7]{1,5}|[ugoa]*[-+=][rwxXstugo]*(?:,[ugoa]*[-+=][rwxXstugo]*)*")
+_CLAUSE = r"(?:a|[ugo]*)(?:[-+=][rwxXstugo]*)+"
+_MODE = re.compile(rf"(?:0o)?[0-7]{{1,5}}|{_CLAUSE}(?:,{_CLAUSE})*")
 _PACKAGE = re.compile(r"[a-zA-Z0-9](?:[^=<>/\s*?\[]*[^=<>/\s*?\[-])?\s*(?:(?:>=|=)\s*\S+)?")
 _MAX_REGEX = 10_000
 
@@ -167,6 +168,8 @@ def _wait_for(options: Options) -> Iterator[str]:
         yield f"state={state} should not be used in conjunction with search_regex"
     if isinstance(port, int) and not 0 <= port <= 65535:
         yield f"{port} is not a port"
+    if options.known.get("path") == "":
+        yield "path must not be empty"
     yield from _regex(options, "search_regex")
 
 

@@ -160,7 +160,14 @@ class _PlayParser(TaskParser):
             data = {"role": item} if isinstance(item, str) else item
             if not self._mapping(document, here, data, _ROLE_KEYS, "a role"):
                 continue
-            role = self._role(document, here, data.get("role", data.get("name")), files, static=True)
+            role = self._role(
+                document,
+                here,
+                data.get("role", data.get("name")),
+                files,
+                static=True,
+                conditional=data.get("when") is not None,
+            )
             if role is not None:
                 common = self._common(document, here, {key: one for key, one in data.items() if key != "name"})
                 called = (role.name, common.when, common.tags, common.vars)

@@ -11,7 +11,7 @@ from ktrdr_vm.errors import GuestError
 from ktrdr_vm.gates.attempt import Attempt, Settings, truth
 from ktrdr_vm.gates.container_logs import Evidence, Failure, gather_containers
 from ktrdr_vm.gates.context import GateContext
-from ktrdr_vm.gates.loops import IGNORED, find_items, make_item, make_label, sum_up, take_ignored
+from ktrdr_vm.gates.loops import IGNORED, find_items, list_notified, make_item, make_label, sum_up, take_ignored
 from ktrdr_vm.gates.model import Block, Common, Node, Play, Playbook, Task, find_names
 from ktrdr_vm.gates.modules.base import Result
 from ktrdr_vm.gates.renderer import IsolatedRenderer, Renderer
@@ -125,7 +125,7 @@ class _Run:
         self._about_containers = self._about_containers or _names_docker(task)
         before = dict(self._variables.results)
         turns, inner_failure = self._turns(task, commons, item)
-        known = take_ignored(turns)
+        ignored = take_ignored(turns)
         result = sum_up(turns, looped=task.loop is not None)
         failed = has_failed(result)
         if failed and task.module == "set_fact":
@@ -135,15 +135,16 @@ class _Run:
             self._variables.results[task.register] = result
         if inner_failure is None:
             context.on_result(name, result)
+        ignored = self._is_ignored(commons, item)[0] if ignored is None and failed else bool(ignored)
         try:
             if task.notify and result.get("changed") and not failed:
                 self._notify(task, commons, item, turns)
         except TemplateError as error:
-            failed = True
+            # As in Ansible, nothing ignores this.
+            failed, ignored = True, False
             result |= {"failed": True, "msg": str(error)}
             turns = [("", result)]
-        ignored, unclear = (known, ()) if known is not None or not failed else self._is_ignored(commons, item)
-        outcome = find_outcome(result, failed=failed, ignored=bool(ignored))
+        outcome = find_outcome(result, failed=failed, ignored=ignored)
         if self._flag_or(commons, "no_log", item, default=True):
             turns = [(label and f"item {number}", hide_result(one)) for number, (label, one) in enumerate(turns, 1)]
         asks = failed and self._about_containers and not task.is_include
@@ -159,7 +160,7 @@ class _Run:
             mask=context.mask,
             evidence=evidence,
         )
-        made = add_hints(made, (*unclear, *hints), context.mask)
+        made = add_hints(made, hints, context.mask)
         self.tell(
             "task_finished",
             task=name,
@@ -225,14 +226,13 @@ class _Run:
         self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], turns: list[tuple[str, Result]]
     ) -> None:
         """Note the handlers of a task that changed something. TemplateError for a name that no handler has."""
-        for _, result in turns:
-            variable = task.loop_control.loop_var
-            scope = self._variables.scope(
-                commons, {**item, variable: result[variable]} if task.loop is not None else item
-            )
-            rendered = self._templar.render(list(task.notify), scope)
-            listed = (inner for one in rendered for inner in (one if isinstance(one, list) else [one]))
-            for name in map(plain_text, listed):
+        for number, (_, result) in enumerate(turns):
+            if not result.get("changed"):
+                continue
+            inner = make_item(task, number, result[task.loop_control.loop_var]) if task.loop is not None else {}
+            scope = self._variables.scope(commons, {**item, **inner})
+            written = list(task.notify) if task.notifies_names else task.notify[0]
+            for name in list_notified(self._templar.render(written, scope)):
                 named = [number for number, handler in enumerate(self._handlers) if name in find_names(handler)]
                 listening = [number for number, handler in enumerate(self._handlers) if name in handler.listen]
                 if not named and not listening:

@@ -50,6 +50,7 @@ class TaskParser(KeywordParser):
         self._lost_handlers = False
         self._role_scope: dict[str, Common] = {}
         self._repeatable: set[str] = set()
+        self._loads: dict[str, list[bool]] = {}
 
     def _nodes(self, document: Document, path: Path, data: Any, files: tuple[str, ...]) -> tuple[Node, ...]:
         if data is None:
@@ -110,8 +111,8 @@ class TaskParser(KeywordParser):
         self._check_templates(document, (*path, "args"), data.get("args"), module)
         if module == "template" and isinstance(arguments.get("src"), str):
             self._check_file(document, (*path, key), arguments["src"])
-        included = self._included(document, (*path, key), module, arguments, files)
         common = self._common(document, path, data)
+        included = self._included(document, (*path, key), module, arguments, files, conditional=bool(common.when))
         name = self._name(document, path, data) or key
         if module.startswith("import_"):
             return Block(name, place(document, path), common, included)
@@ -181,6 +182,7 @@ class TaskParser(KeywordParser):
             failed_when=self._conditions(document, path, data, "failed_when") or None,
             changed_when=self._conditions(document, path, data, "changed_when") or None,
             notify=self._notify(document, (*path, "notify"), data.get("notify")),
+            notifies_names=isinstance(data.get("notify"), list),
             listen=self._topics(document, (*path, "listen"), data.get("listen")),
         )
 
@@ -271,13 +273,28 @@ class TaskParser(KeywordParser):
     # -- includes, imports, roles -----------------------------------------------------------------------------------
 
     def _included(
-        self, document: Document, path: Path, module: str, arguments: Mapping[str, Any], files: tuple[str, ...]
+        self,
+        document: Document,
+        path: Path,
+        module: str,
+        arguments: Mapping[str, Any],
+        files: tuple[str, ...],
+        *,
+        conditional: bool,
     ) -> tuple[Node, ...]:
         if module in ("include_tasks", "import_tasks"):
             return self._include(document, path, module, arguments.get("file", ""), files)
         if module in ("include_role", "import_role"):
             tasks_from = arguments.get("tasks_from", "main")
-            role = self._role(document, path, arguments.get("name"), files, tasks_from, static=module == "import_role")
+            role = self._role(
+                document,
+                path,
+                arguments.get("name"),
+                files,
+                tasks_from,
+                static=module == "import_role",
+                conditional=conditional,
+            )
             return (role,) if role else ()
         return ()
 
@@ -317,8 +334,10 @@ class TaskParser(KeywordParser):
         tasks_from: Any = "main",
         *,
         static: bool,
+        conditional: bool,
     ) -> Block | None:
-        """The block of a role's tasks. The variables of a static role are also those of the play."""
+        """The block of a role's tasks. The variables of a static role are also those of the play. `conditional`: it is
+        loaded with a `when`."""
         wrong = self._refuse_file_name(name, "a role") or self._refuse_file_name(tasks_from, "`tasks_from`")
         if not wrong and (":" in name or name.count(".") > 1):
             wrong = (
@@ -346,6 +365,15 @@ class TaskParser(KeywordParser):
         tasks = self._load(document, path, f"{folder}/tasks/{base}.yml", f"{folder}/tasks/{base}.yaml")
         handlers = self._load_optional(document, path, f"{folder}/handlers/main.yml", f"{folder}/handlers/main.yaml")
         if handlers is not None:
+            loads = self._loads.setdefault(str(name), [])
+            loads.append(conditional)
+            if len(loads) > 1 and any(loads):
+                self._note(
+                    document,
+                    path,
+                    f"the role {name!r} has handlers and is loaded more than once, also with `when`: which of its"
+                    " handlers run differs in Ansible; load it once, or move `when` to its tasks",
+                )
             self._handler_list(handlers, (), handlers.data, (*files, handlers.source), common)
         if static:
             self._role_scope[str(name)] = common

@@ -26,9 +26,16 @@ def compare_plays(cases: Sequence[PlayCase], tally: Tally, guest: Guest, ansible
     kept = {number: case for number, case in numbered.items() if number not in refused}
     ours = _run(kept, scratch / "ours", lambda path: run_ours(path, {}, guest, path.parent.parent))
     theirs = _run(kept, scratch / "theirs", lambda path: run_theirs(path, {}, ansible, path.parent.parent))
-    done = {number: [row for row in rows if row.name != "meta"] for number, rows in theirs.items()}
+    # Their `meta` has a row whatever it does, ours only when it fails; the tasks after it show what it did.
+    kept_rows = [
+        {number: [row for row in rows if row.name != "meta"] for number, rows in found.items()}
+        for found in (ours, theirs)
+    ]
     for number, case in numbered.items():
-        left, right = (_sum_up(rows.get(number, [])) for rows in (ours, done))
+        left, right = (_sum_up(rows.get(number, [])) for rows in kept_rows)
+        if right.outcome == left.outcome == "failed" and not right.result["rows"]:
+            # It ended ansible-playbook before the task had a row.
+            left = right
         tally.add(Case(case.title, {}, ("rows",)), left, right, refused.get(number, ""), {})
 
 

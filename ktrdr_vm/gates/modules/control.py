@@ -14,8 +14,14 @@ _UNDEFINED = re.compile(r" is undefined$| has no (attribute|element) ")
 
 def run_assert(call: Call) -> Result:
     that = call.get("that")
+    if isinstance(that, str) and that.strip().startswith("{{"):
+        # A template may give a list of conditions.
+        rendered = call.templar.render(that, call.scope)
+        that = rendered if isinstance(rendered, list) else that
     conditions = that if isinstance(that, list) else [that]
     for condition in conditions:
+        if condition is None:
+            raise ModuleFailure("assert: an entry of `that` has no value", evaluated_to=False)
         if not call.templar.condition(condition, call.scope):
             raise ModuleFailure(
                 _text(call.get("fail_msg", "Assertion failed")), assertion=condition, evaluated_to=False

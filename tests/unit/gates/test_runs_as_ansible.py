@@ -155,8 +155,68 @@ def test_a_number_is_not_cut_to_a_whole_one(gate: Gate, value: str) -> None:
 
 def test_notify_takes_a_list_that_a_template_makes(gate: Gate) -> None:
     play = "  vars: {both: [h, i], nobody: []}\n  handlers: [{name: h, debug: {}}, {name: i, debug: {}}, {name: j, debug: {}}]\n"
-    tasks = '- {name: a, command: echo, notify: "{{ both }}"}\n- {name: b, command: echo, notify: ["{{ nobody }}", "{{ omit }}"]}'
-    assert [name for name, _ in outcomes(gate.run(tasks, play=play))] == ["a", "b", "h", "i"]
+    tasks = '- {name: a, command: echo, notify: "{{ both }}"}\n- {name: b, command: echo, notify: ["{{ omit }}"]}\n- {name: c, command: echo, notify: "{{ nobody }}"}'
+    assert [name for name, _ in outcomes(gate.run(tasks, play=play))] == ["a", "b", "c", "h", "i"]
+
+
+@pytest.mark.parametrize(
+    "value", ["['{{ both }}']", "'{{ [both] }}'", "'{{ {1: 2} }}'", "'{{ 1 }}'", "\"{{ 'nobody' }}\""]
+)
+def test_nothing_ignores_a_notify_that_names_no_handler(gate: Gate, value: str) -> None:
+    play = "  vars: {both: [h]}\n  handlers: [{name: h, debug: {}}]\n"
+    made = gate.run(f"- {{name: a, command: echo, notify: {value}, ignore_errors: true}}", play=play)
+    assert made.outcome == "failed" and "notify: " in made.message
+
+
+def test_an_item_that_was_skipped_notifies_nobody(gate: Gate) -> None:
+    play = "  handlers: [{name: one, debug: {}}, {name: two, debug: {}}]\n"
+    task = "- {name: t, command: echo, notify: '{{ item }}', loop: [one, two], when: \"item == 'one'\"}"
+    assert [name for name, _ in outcomes(gate.run(task, play=play))] == ["t", "one"]
+
+
+def test_notify_knows_the_index_of_an_item(gate: Gate) -> None:
+    play = "  handlers: [{name: one, debug: {}}, {name: two, debug: {}}]\n"
+    control = "loop_control: {loop_var: n, index_var: i}"
+    task = f"- {{name: t, command: echo, notify: \"{{{{ n if i else 'two' }}}}\", loop: [x, one], {control}}}"
+    assert [name for name, _ in outcomes(gate.run(task, play=play))] == ["t", "one", "two"]
+
+
+@pytest.mark.parametrize("task", ["debug: {msg: '{{ missing }}'}", "set_fact: {a: '{{ missing }}'}"])
+def test_a_task_that_cannot_begin_is_not_judged(gate: Gate, task: str) -> None:
+    assert gate.run(f"- {{name: t, {task}, failed_when: false}}").outcome == "failed"
+
+
+def test_an_until_that_cannot_be_evaluated_leaves_nothing_of_the_result(gate: Gate) -> None:
+    task = "- {name: t, command: echo, until: missing, retries: 1, delay: 0, register: r, ignore_errors: true}"
+    made = gate.run(f"{task}\n- {{name: u, assert: {{that: [r is failed, r.rc is not defined]}}}}")
+    assert made.outcome == "passed", made.message
+
+
+@pytest.mark.parametrize(
+    ("value", "items"), [("'{{ 5 }}'", [5]), ("'{{ none }}'", [None]), ("'{{ {1: 2} }}'", [{1: 2}]), ("'{{ [1, 2] }}'", [1, 2])]
+)  # fmt: skip
+def test_with_list_makes_one_item_of_what_is_no_list(gate: Gate, value: str, items: list[object]) -> None:
+    task = f"- {{name: t, debug: {{msg: x}}, with_list: {value}, register: r}}"
+    check = f"- {{name: u, assert: {{that: \"r.results | map(attribute='item') | list == {items}\"}}}}"
+    made = gate.run(f"{task}\n{check.replace('None', 'none')}")
+    assert made.outcome == "passed", made.message
+
+
+def test_a_role_with_handlers_is_loaded_once_where_a_condition_decides() -> None:
+    files = {"roles/a/tasks/main.yml": "- debug: {}\n", "roles/a/handlers/main.yml": "- {name: h, debug: {}}\n"}
+    play = "- hosts: all\n  roles: [a, {role: a, when: false}]\n  tasks: []\n"
+    with pytest.raises(DocumentError) as refused:
+        parse_playbook(play, "p", read=lambda name: files[name] if name in files else _lack(name))
+    assert "has handlers and is loaded more than once, also with `when`" in str(refused.value.problems[0])
+
+
+def _lack(name: str) -> str:
+    raise FileNotFoundError(name)
+
+
+@pytest.mark.parametrize("word", ["warn=no", "executable=/bin/bash"])
+def test_words_that_ansible_takes_for_options_are_no_part_of_a_command(word: str) -> None:
+    assert "has no option" in refuse(f"- hosts: all\n  tasks:\n    - command: echo {word}\n")[0]
 
 
 def test_an_earlier_handler_that_a_handler_notifies_runs_the_next_time(gate: Gate) -> None:

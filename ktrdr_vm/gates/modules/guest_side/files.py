@@ -9,6 +9,7 @@ import grp
 import hashlib
 import os
 import pwd
+import re
 import shutil
 import stat as st
 import tempfile
@@ -151,31 +152,41 @@ def wanted_mode(mode, path):
     current = st.S_IMODE(os.stat(path).st_mode)
     folder = os.path.isdir(path)
     for clause in mode.split(","):
-        for position, sign in enumerate(clause):
-            if sign in "+-=":
-                who, letters = clause[:position] or "a", clause[position + 1 :]
-                break
-        else:
+        who, *rest = re.split(r"([-+=])", clause)
+        if not rest or any(one not in "ugo" for one in who if who != "a"):
             raise Refused(f"bad symbolic permission for mode: {mode}")
-        bits = 0
-        for letter in letters:
-            if letter not in "rwxXstugo" or any(one not in "ugoa" for one in who):
-                raise Refused(f"bad symbolic permission for mode: {mode}")
-            value = {"r": 4, "w": 2, "x": 1, "X": 1 if folder or current & 0o111 else 0}.get(letter, 0)
-            if letter in "ugo":
-                value = current >> {"u": 6, "g": 3, "o": 0}[letter] & 7
-            for one, shift in (("u", 6), ("g", 3), ("o", 0)):
-                if one in who or "a" in who:
-                    bits |= value << shift
-            if letter == "s":
-                bits |= (st.S_ISUID if "u" in who or "a" in who else 0) | (
-                    st.S_ISGID if "g" in who or "a" in who else 0
-                )
-            if letter == "t":
-                bits |= st.S_ISVTX
-        cleared = sum(7 << shift for one, shift in (("u", 6), ("g", 3), ("o", 0)) if one in who or "a" in who)
-        current = current | bits if sign == "+" else current & ~bits if sign == "-" else (current & ~cleared) | bits
+        # Without a class of users, the bits of the umask are left alone.
+        masked = umask() if not who else 0
+        for sign, letters in zip(rest[::2], rest[1::2], strict=False):
+            for one in "ugo" if who in ("", "a") else who:
+                current = apply_clause(current, one, sign, letters, masked, folder)
     return current
+
+
+def umask():
+    now = os.umask(0o022)
+    os.umask(now)
+    return now
+
+
+def apply_clause(current, one, sign, letters, masked, folder):
+    """A mode after one of `ugo`, one of `-+=` and letters, as in `u+rw`."""
+    shift, special = {"u": (6, st.S_ISUID), "g": (3, st.S_ISGID), "o": (0, st.S_ISVTX)}[one]
+    bits = 0
+    for letter in letters:
+        if letter in "ugo":
+            bits |= (current >> {"u": 6, "g": 3, "o": 0}[letter] & 7) << shift
+        elif letter in "rwx":
+            bits |= ({"r": 4, "w": 2, "x": 1}[letter] << shift) & ~masked
+        elif letter == "X":
+            bits |= (1 if folder or current & 0o111 else 0) << shift
+        elif (letter == "s" and one != "o") or (letter == "t" and one == "o"):
+            bits |= special
+        elif letter not in "st":
+            raise Refused(f"bad symbolic permission for mode: {letters}")
+    if sign == "=":
+        return (current & ~(7 << shift | special)) | bits
+    return current | bits if sign == "+" else current & ~bits
 
 
 def set_rights(path, mode=None, owner=None, group=None, check=False, follow=False):
