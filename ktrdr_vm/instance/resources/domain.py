@@ -64,8 +64,11 @@ class Domain(Resource):
             move_in(self.target, self.blueprint.allocation)
             return
         # A later start of the same VM, after a suspend, opens the same memory.
-        rules = make_memory_rules(template.memory, template.state, readonly=template.readonly)
-        write_profile(libvirt, self.target.identity.uuid, rules)
+        write_profile(
+            libvirt,
+            self.target.identity.uuid,
+            make_memory_rules(template.memory, template.state, readonly=template.readonly),
+        )
         read_ahead(Path(template.memory), Path(template.pages))
         libvirt.start(self.name, xml, persistent=persistent, paused=True)
         self._fill_memory(Path(template.memory))
