@@ -49,6 +49,8 @@ def parse_arguments(module: str, value: Any, extra: Any) -> tuple[dict[str, Any]
     elif isinstance(value, str):
         if _is_open(value):
             problems.append(f"{module}: a quote or a template is not closed in {value[:60]!r}")
+        if spec.free_form and (word := _find_split_option(module, value)):
+            problems.append(f"{module}: the option {word!r} is a template in free-form text; write it under `args`")
         arguments.update(_parse_text(module, value))
     elif value is not None:
         problems.append(f"{module} takes a mapping or text, not {type(value).__name__}")
@@ -165,6 +167,15 @@ def _parse_text(module: str, text: str) -> dict[str, Any]:
     elif free:
         found["_raw_params"] = free
     return found
+
+
+def _find_split_option(module: str, text: str) -> str:
+    """The name of an option in free-form text whose value is a template, which Ansible splits at its blanks."""
+    for word in split_words(text):
+        name, equals, value = word.strip().partition("=")
+        if equals and name in MODULES[module].options and "{{" in value and " " in value:
+            return name
+    return ""
 
 
 def _is_open(text: str) -> bool:

@@ -20,6 +20,10 @@ IGNORED = "_ignored"
 _LABEL = 200
 
 
+class UnknownHandler(TemplateError):
+    """A `notify` names no handler."""
+
+
 def find_items(task: Task, templar: Renderer, scope: Scope) -> list[Any]:
     """The rendered items of a task's loop. TemplateError if there is no list of them."""
     values = templar.render(task.loop, scope)
@@ -88,8 +92,8 @@ def sum_up(turns: list[tuple[str, Result]], *, looped: bool) -> Result:
 
 
 def list_notified(rendered: Any) -> list[str]:
-    """The names in a `notify`: of one text, or of a list of texts. TemplateError for anything else."""
+    """The names in a `notify`: of one text, or of a list of texts. UnknownHandler for anything else."""
     listed = rendered if isinstance(rendered, list) else [] if rendered is None or rendered is OMIT else [rendered]
     if wrong := [one for one in listed if not isinstance(one, str)]:
-        raise TemplateError(f"notify: {str(wrong[0])[:200]!r} is not the name of a handler")
+        raise UnknownHandler(f"notify: {str(wrong[0])[:200]!r} is not the name of a handler")
     return listed

@@ -11,7 +11,16 @@ from ktrdr_vm.errors import GuestError
 from ktrdr_vm.gates.attempt import Attempt, Settings, truth
 from ktrdr_vm.gates.container_logs import Evidence, Failure, gather_containers
 from ktrdr_vm.gates.context import GateContext
-from ktrdr_vm.gates.loops import IGNORED, find_items, list_notified, make_item, make_label, sum_up, take_ignored
+from ktrdr_vm.gates.loops import (
+    IGNORED,
+    UnknownHandler,
+    find_items,
+    list_notified,
+    make_item,
+    make_label,
+    sum_up,
+    take_ignored,
+)
 from ktrdr_vm.gates.model import Block, Common, Node, Play, Playbook, Task, find_names
 from ktrdr_vm.gates.modules.base import Result
 from ktrdr_vm.gates.renderer import IsolatedRenderer, Renderer
@@ -131,32 +140,31 @@ class _Run:
         if failed and task.module == "set_fact":
             # As in Ansible, a task that failed has set nothing, none of its items.
             self._variables.results = before
-        if task.register:
-            self._variables.results[task.register] = result
-        if inner_failure is None:
-            context.on_result(name, result)
-        ignored = self._is_ignored(commons, item)[0] if ignored is None and failed else bool(ignored)
         try:
             if task.notify and result.get("changed") and not failed:
                 self._notify(task, commons, item, turns)
         except TemplateError as error:
-            # As in Ansible, nothing ignores this.
-            failed, ignored = True, False
+            # As in Ansible, nothing ignores a name that no handler has.
+            failed, ignored = True, False if isinstance(error, UnknownHandler) else None
             result |= {"failed": True, "msg": str(error)}
             turns = [("", result)]
+        ignored = self._is_ignored(commons, item)[0] if ignored is None and failed else bool(ignored)
+        if task.register:
+            self._variables.results[task.register] = result
+        if inner_failure is None:
+            context.on_result(name, result)
         outcome = find_outcome(result, failed=failed, ignored=ignored)
         if self._flag_or(commons, "no_log", item, default=True):
             turns = [(label and f"item {number}", hide_result(one)) for number, (label, one) in enumerate(turns, 1)]
         asks = failed and self._about_containers and not task.is_include
         evidence, hints = self._evidence(task, commons, item, turns) if asks else ((), ())
-        took = context.monotonic() - clock
         made = make_task_result(
             task,
             name,
             turns,
             outcome=outcome,
             started_at=started_at,
-            duration_s=took,
+            duration_s=context.monotonic() - clock,
             mask=context.mask,
             evidence=evidence,
         )
@@ -227,7 +235,7 @@ class _Run:
     ) -> None:
         """Note the handlers of a task that changed something. TemplateError for a name that no handler has."""
         for number, (_, result) in enumerate(turns):
-            if not result.get("changed"):
+            if result.get("skipped"):
                 continue
             inner = make_item(task, number, result[task.loop_control.loop_var]) if task.loop is not None else {}
             scope = self._variables.scope(commons, {**item, **inner})
@@ -236,7 +244,7 @@ class _Run:
                 named = [number for number, handler in enumerate(self._handlers) if name in find_names(handler)]
                 listening = [number for number, handler in enumerate(self._handlers) if name in handler.listen]
                 if not named and not listening:
-                    raise TemplateError(f"notify: there is no handler {name[:200]!r} in this play")
+                    raise UnknownHandler(f"notify: there is no handler {name[:200]!r} in this play")
                 # Of handlers with one name the last is used, as in Ansible.
                 self._notified.update(named[-1:], listening)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -37,6 +38,7 @@ _ROLE_REFUSED: Mapping[str, str] = {
     "dependencies": "list the roles in the playbook",
     "argument_specs": "use `assert` in the tasks",
 }
+_TUPLE = re.compile(r"\s*\{\{\s*\(")
 _LOOKUP_LOOPS = "use `loop` with a filter, such as `product`, `zip`, `subelements` or `range`"
 
 
@@ -165,6 +167,8 @@ class TaskParser(KeywordParser):
         loops = [key for key in LOOPS if data.get(key) is not None]
         for key in sorted(key for key in LOOPS if key.startswith("with_") and key in data and data[key] is None):
             self._note(document, (*path, key), f"`{key}` has no value; without items, write an empty list")
+        if isinstance(listed := data.get("with_list"), str) and _TUPLE.match(listed):
+            self._note(document, (*path, "with_list"), "`with_list` takes a list: write [ ] in place of ( )")
         if len(loops) > 1:
             self._note(
                 document, (*path, loops[1]), f"a task has one loop, and this one has {' and '.join(loops)}", at_key=True

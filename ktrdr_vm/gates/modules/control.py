@@ -18,6 +18,8 @@ def run_assert(call: Call) -> Result:
         # A template may give a list of conditions.
         rendered = call.templar.render(that, call.scope)
         that = rendered if isinstance(rendered, list) else that
+        if isinstance(that, list) and any(isinstance(one, str) for one in that):
+            raise ModuleFailure("assert: a template gives expressions as text, which are not evaluated")
     conditions = that if isinstance(that, list) else [that]
     for condition in conditions:
         if condition is None:
