@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ktrdr_vm.errors import UsageError
+from ktrdr_vm.host.runs import take_finite, take_once
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_ENVELOPE = 4 * 1024 * 1024
@@ -70,7 +71,7 @@ def parse_strictly(content: bytes, where: str) -> dict[str, Any]:
         text = content.decode("utf-8")
         if _measure_depth(text) > MAX_DEPTH:
             raise _refuse(f"its JSON is nested more than {MAX_DEPTH} levels deep", where)
-        data = json.loads(text, object_pairs_hook=_take_unique, parse_constant=_refuse_constant)
+        data = json.loads(text, object_pairs_hook=take_once, parse_float=take_finite, parse_constant=take_finite)
     except (ValueError, RecursionError) as error:
         raise _refuse(f"it is not valid JSON: {str(error)[:200]}", where) from None
     if not isinstance(data, dict):
@@ -107,17 +108,6 @@ def _measure_depth(text: str) -> int:
         elif character in "]}":
             depth -= 1
     return deepest
-
-
-def _take_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise ValueError("an object has a key twice")
-    return data
-
-
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is not JSON")
 
 
 def _refuse(why: str, where: str) -> UsageError:

@@ -148,7 +148,11 @@ class _Run:
             failed, ignored = True, False if isinstance(error, UnknownHandler) else None
             result |= {"failed": True, "msg": str(error)}
             turns = [("", result)]
-        ignored = self._is_ignored(commons, item)[0] if ignored is None and failed else bool(ignored)
+        ignored = (
+            self._flag_or(commons, "ignore_errors", item, default=False)
+            if ignored is None and failed
+            else bool(ignored)
+        )
         if task.register:
             self._variables.results[task.register] = result
         if inner_failure is None:
@@ -256,10 +260,11 @@ class _Run:
             failed = self.nodes(task.included, (*commons[:-1], Common(params=task.common.vars)), item)
             return {"changed": False, "include": task.arguments.get("file", task.arguments.get("name"))}, failed
         # As in Ansible, keywords are read before the module runs, and without a valid one it does not run.
-        ignored, unclear = self._is_ignored(commons, item)
-        told = {IGNORED: ignored}
-        if unclear:
-            return {**_failure(unclear[0]), **told}, None
+        try:
+            told = {IGNORED: self._flag(commons, "ignore_errors", item)}
+        except TemplateError as error:
+            # Ansible ignores the failure then.
+            return {**_failure(f"`ignore_errors`: {error}"), IGNORED: False}, None
         try:
             self._flag(commons, "no_log", item)
             settings = self._settings(commons, item)
@@ -323,13 +328,6 @@ class _Run:
             return False
         value = self._templar.render(written, self._variables.scope(commons, item))
         return value is not None and value is not OMIT and truth(value)
-
-    def _is_ignored(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
-        """Whether the failure of a task is ignored, and why that cannot be known. Ansible ignores it then."""
-        try:
-            return self._flag(commons, "ignore_errors", item), ()
-        except TemplateError as error:
-            return False, (f"`ignore_errors`: {error}",)
 
     def _flag_or(self, commons: tuple[Common, ...], name: str, item: Mapping[str, Any], *, default: bool) -> bool:
         try:

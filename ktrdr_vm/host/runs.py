@@ -290,7 +290,7 @@ def list_newest(home: Home) -> list[FinishedRun]:
 def parse_document(content: bytes, where: str) -> dict[str, Any]:
     """A JSON object that a run wrote: each key once, and finite numbers. UsageError for anything else."""
     try:
-        data = json.loads(content, object_pairs_hook=_take_once, parse_float=_take_finite, parse_constant=_take_finite)
+        data = json.loads(content, object_pairs_hook=take_once, parse_float=take_finite, parse_constant=take_finite)
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
@@ -298,15 +298,17 @@ def parse_document(content: bytes, where: str) -> dict[str, Any]:
     return data
 
 
-def _take_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def take_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError if it has a key twice, since readers differ in which of them counts."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key is there twice, and readers differ in which of them counts")
+        raise ValueError("an object has a key twice")
     return found
 
 
-def _take_finite(text: str) -> float:
+def take_finite(text: str) -> float:
+    """A number of JSON; ValueError for `NaN`, and for one that is infinite as a float."""
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError("JSON has no such number")
+        raise ValueError(f"{text[:20]} is not JSON, or too large")
     return number

@@ -62,6 +62,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes | str], str]] = {
     "a key twice in the envelope": (
         lambda: sign_payload(PAYLOAD, KEY).replace('"payloadType"', '"payload": "e30=", "payloadType"', 1), "a key twice",
     ),
+    "an infinite number in the payload": (lambda: sign_raw(b'{"result": 1e999}'), "1e999 is not JSON, or too large"),
     "a key twice in the payload": (lambda: sign_raw(b'{"result": "FAILED", "result": "PASSED"}'), "a key twice"),
     "a further field": (lambda: changed(payload2="e30="), "exactly the fields"),
     "a payload that is no object": (lambda: sign_raw(b'["PASSED"]'), "not a JSON object"),
