@@ -88,6 +88,13 @@ def test_documents(path: Path, golden: Callable[[str, str], None]) -> None:
     golden(f"{path.stem}/plan.json", canonical_json(plan.to_json()))
 
 
+def test_libvirt_asks_for_every_feature_where_the_cpu_is_that_of_the_host() -> None:
+    """With KVM, the features of the CPU include some that QEMU reports one by one only."""
+    emulated = make_plan(PROFILES[0]).render()["domain.xml"]
+    accelerated = make_plan(PROFILES[0], accelerator="kvm").render()["domain.xml"]
+    assert "cpu-unavailable-features" in emulated and "capabilities" not in accelerated
+
+
 def test_no_golden_file_is_left_over() -> None:
     assert {path.name for path in EXPECTED.iterdir()} == {*NAMES, "outside"}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from laboratory.instances import make_workspace
@@ -15,6 +16,7 @@ from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.images.store import Image
 from ktrdr_vm.inputs.resolve import gather
 from ktrdr_vm.instance.instance import Instance
+from ktrdr_vm.plan.domain_xml import EMULATED_CPU
 from ktrdr_vm.plan.guard_interface import GUEST_MAC
 from ktrdr_vm.templates.base import build_template
 from ktrdr_vm.templates.store import find_template
@@ -65,6 +67,18 @@ def test_forks_share_nothing_that_tells_machines_apart(
             said.append(dict(line.split(" ", 1) for line in answer.stdout.decode().splitlines()))
             assert asked - 5 <= int(said[-1]["clock"]) <= time.time() + 2
             assert [status.differences for status in loaded.status() if status.differences or not status.exists] == []
+            if gathered.plan.facts.accelerator == "tcg":
+                # Asked in three calls: libvirt still knows the CPU that the guest has.
+                cpu = ElementTree.fromstring(libvirt.describe(instance.identity.domain)).find("cpu")
+                assert cpu is not None and (cpu.get("check"), cpu.findtext("model")) == ("full", EMULATED_CPU)
+                policies = {one.get("name"): one.get("policy") for one in cpu.findall("feature")}
+                assert policies == {
+                    "vmx": "disable",
+                    "svm": "disable",
+                    "pclmuldq": "require",
+                    "hypervisor": "require",
+                    "arat": "require",
+                }
         for instance, answers in zip(made, said, strict=True):
             assert answers["hostname"] == answers["docker"] == instance.identity.instance_id
             assert answers["mac"] == GUEST_MAC and answers["keys"] == "1"
