@@ -1,6 +1,7 @@
 """Answers of programs of this host, kept as long as the files from which they were made are unchanged.
 
-Package clients need a tenth of a second or more of CPU time to report their configuration.
+Package clients need a tenth of a second or more of CPU time to report their configuration, QEMU twenty milliseconds to
+report its version.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ $KTRDR_VM_HOME/                      default /var/lib/ktrdr-vm; 0711: QEMU's use
   digests/<instance_id>/<run_id>.json digests of its files at the time when it was handed over
   attestation-key attestation-key.pub the key that signs attestations, and its public key
   clients/<uid>-<preset>.json        answers of package clients, and the files that they read for them
+  clients/qemu.json                  the version of QEMU
   spool/                             requests that run on this host, with their attempts (places/filenames.py)
   workspaces/<request_id>/           the workspace of a request, created again while it runs
   submitted/<request_id>.json        requests that were sent from here, and their destinations

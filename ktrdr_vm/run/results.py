@@ -8,16 +8,13 @@ from typing import Any, TypeVar
 
 from ktrdr_vm.egress.revision import parse_revision
 from ktrdr_vm.errors import EscalationStop, KtrdrError, ProvisionError, ResidueError
-from ktrdr_vm.evidence.junit_files import read_test_files
 from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.evidence.statement import ATTESTATION
 from ktrdr_vm.guest.commits import Returned
 from ktrdr_vm.guest.workspace import Laid
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.report.egress_summary import count_traffic, explain_denials, sum_up_egress
-from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
-from ktrdr_vm.report.junit import render_junit
 from ktrdr_vm.report.junit_results import TestFile
 from ktrdr_vm.report.mask import mask_values
 from ktrdr_vm.report.model import (
@@ -98,6 +95,9 @@ def assemble(
     """
     stage, mask = stages[0], recorder.directory.mask
     plan = stage.plan
+    # Imported late, as in `write_report`: what is needed at the end would delay the beginning of each run.
+    from ktrdr_vm.evidence.junit_files import read_test_files
+
     parts = _Parts()
     rows = [row for one in stages for row in one.harvest.ledger or ()]
     allowed, denied = parts.make("the summary of the network", lambda: sum_up_egress(rows, results.gates)) or ((), ())
@@ -186,6 +186,9 @@ def write_report(directory: RunDirectory, assembled: Assembled, attest: Callable
     Raises the first error at the end: an OSError of the disk, or the error of a renderer. report.json is written in any
     case that the disk allows, if necessary without the output of the guest.
     """
+    from ktrdr_vm.report.html import render_html
+    from ktrdr_vm.report.junit import render_junit
+
     report, test_files = assembled.report, assembled.test_files
     met: list[Exception] = []
     ended = {"outcome": report.outcome, "exit_code": report.exit_code, "residue": list(report.residue)}

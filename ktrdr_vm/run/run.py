@@ -13,8 +13,6 @@ from dataclasses import replace
 from functools import partial
 
 from ktrdr_vm.errors import EscalationStop, KtrdrError, LimitReached, UsageError
-from ktrdr_vm.evidence.attestation import make_attestation
-from ktrdr_vm.evidence.otel_export import report_run
 from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.guest.commits import Returned, ReturnedRef
@@ -111,6 +109,9 @@ class Run:
     def _export(self, report: RunReport) -> None:
         """Send the run to the collector, if there is one. The lock is released already, and the outcome does not
         change."""
+        # Imported late, as in `_attest`: what is needed at the end would delay the beginning of each run.
+        from ktrdr_vm.evidence.otel_export import report_run
+
         identity = {
             "service.namespace": report.instance_id,
             "ktrdr.instance_id": report.instance_id,
@@ -300,6 +301,8 @@ class Run:
 
     def _attest(self, report: RunReport) -> str | None:
         """The attestation; None without a verdict, or if the key cannot be used, which does not change the verdict."""
+        from ktrdr_vm.evidence.attestation import make_attestation
+
         try:
             return make_attestation(report, self._home, self._gathered.policy)
         except KtrdrError as error:

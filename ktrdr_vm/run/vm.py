@@ -8,10 +8,7 @@ from dataclasses import replace
 
 from ktrdr_vm.approvals.apply import find_pending, find_stop, reapply
 from ktrdr_vm.errors import EscalationStop, GuestError, KtrdrError, ProvisionError, ResidueError
-from ktrdr_vm.gates.context import GateContext
-from ktrdr_vm.gates.load import place_playbook
 from ktrdr_vm.gates.model import Playbook
-from ktrdr_vm.gates.runner import run_playbook
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.guest.workspace import Laid
 from ktrdr_vm.host.beneath import Place
@@ -134,6 +131,11 @@ class Stage:
                 self.loaded.guard.pass_gate(gate)
 
     def _run_gate(self, playbook: Playbook, recorder: Recorder) -> GateResult:
+        # Imported late: a run without gates needs none of it, and the others need it when the guest answers.
+        from ktrdr_vm.gates.context import GateContext
+        from ktrdr_vm.gates.load import place_playbook
+        from ktrdr_vm.gates.runner import run_playbook
+
         try:
             guest = self.connect()
         except GuestError as error:

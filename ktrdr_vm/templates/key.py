@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.host import process
+from ktrdr_vm.host.answers import Answers
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.images.store import Image
@@ -78,7 +80,7 @@ def describe_template(
         "image": image.digest,
         "content": image.content_digest,
         "emulator": plan.facts.emulator,
-        "qemu": read_qemu_version(plan.facts.emulator),
+        "qemu": read_qemu_version(home, plan.facts.emulator),
         "owner": plan.facts.owner_uid,
         "shape": [size.vcpus, size.memory, size.disk],
         "domain": render_template_domain(size, replace(plan.facts, home=str(home.root)), fixed, Allocation(), blank),
@@ -92,5 +94,11 @@ def describe_template(
     return TemplateFacts(key, directory, has_project=project is not None, readonly=readonly), ingredients
 
 
-def read_qemu_version(emulator: str) -> str:
-    return process.run([emulator, "--version"], timeout=30).text.splitlines()[0]
+def read_qemu_version(home: Home, emulator: str) -> str:
+    """The first line of `--version`. The program is asked again when its file has changed."""
+    answers, began = Answers(home.clients), time.time_ns()
+    if (kept := answers.find("qemu.json", emulator)) is not None:
+        return str(kept)
+    version = process.run([emulator, "--version"], timeout=30).text.splitlines()[0]
+    answers.keep("qemu.json", emulator, version, [emulator], began)
+    return version

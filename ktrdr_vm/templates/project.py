@@ -6,24 +6,15 @@ They are found by the content of their inputs, so that a branch with the same in
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ktrdr_vm.egress.client import GuardClient
-from ktrdr_vm.errors import GuestError, KtrdrError, ProvisionError, UsageError, keep_beginning, keep_end
-from ktrdr_vm.gates.context import GateContext
-from ktrdr_vm.gates.load import load_playbook, place_playbook
-from ktrdr_vm.gates.model import Playbook
-from ktrdr_vm.gates.runner import run_playbook
+from ktrdr_vm.errors import KtrdrError, UsageError
 from ktrdr_vm.guest.loose_names import refuse_special
-from ktrdr_vm.guest.personalize import make_environment, personalize
-from ktrdr_vm.guest.workspace import copy_in
 from ktrdr_vm.host import process
 from ktrdr_vm.host.beneath import Place, open_file
 from ktrdr_vm.host.git import BOUNDS, open_view
@@ -34,16 +25,14 @@ from ktrdr_vm.host.rights import set_rights
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image
-from ktrdr_vm.inputs.references import find_playbook
+from ktrdr_vm.inputs.references import find_playbook, read_playbook
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.inputs.trusted import list_refs
-from ktrdr_vm.instance.instance import BOOT_LIMIT, Instance
-from ktrdr_vm.instance.loaded import LoadedInstance
-from ktrdr_vm.instance.snapshot import copy_disk
+from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.plan.facts import TemplateFacts
 from ktrdr_vm.plan.plan import Plan, plain
 from ktrdr_vm.profile.load import build_profile
-from ktrdr_vm.profile.model import Prepare, Secret, Workspace
+from ktrdr_vm.profile.model import Prepare
 from ktrdr_vm.templates.base import build_template
 from ktrdr_vm.templates.key import Project
 from ktrdr_vm.templates.store import find_template, fits
@@ -51,7 +40,6 @@ from ktrdr_vm.templates.store import find_template, fits
 # Incremented if the steps around the playbook change.
 FORMAT = 2
 MAX_KEY_FILE = 64 * 1024 * 1024
-DOCKER_LIMIT = 300.0
 REBASE_LIMIT = 1800.0
 
 Note = Callable[[str], None]
@@ -135,7 +123,7 @@ def _distrust(gathered: Gathered, repository: Repository, wanted: Prepare) -> st
 
 def _list_played(repository: Repository, wanted: Prepare) -> list[str]:
     """The files of the repository that the playbook reads and sends, by their names from its root."""
-    playbook = load_playbook(find_playbook(wanted.playbook, repository.root), beneath=repository.root)
+    playbook = read_playbook(find_playbook(wanted.playbook, repository.root), repository.root)
     folder = Path(playbook.folder)
     if not folder.is_relative_to(repository.root):
         return []  # a shipped one
@@ -153,7 +141,7 @@ def _describe(
     libvirt: Libvirt | None,
     note: Note,
 ) -> Project:
-    playbook = load_playbook(find_playbook(wanted.playbook, repository.root), beneath=repository.root)
+    playbook = read_playbook(find_playbook(wanted.playbook, repository.root), repository.root)
     ingredients = {
         "format": FORMAT,
         "tidy": _TIDY,
@@ -170,6 +158,9 @@ def _describe(
 
     def make_disk(target: Path) -> None:
         assert libvirt is not None, "a project that was described to be found cannot be built"
+        # Imported late: it runs a playbook, and a fork of what is prepared does not.
+        from ktrdr_vm.templates.preparation import prepare_disk, refuse_secret
+
         note(f"preparing the project {plan.profile.name} once")
         source = {key: value for key, value in plan.source.items() if key not in _LEFT_OUT} | {"mode": "sandbox"}
         preparing = Plan(build_profile(source), plan.facts, Identity(f"prepare--{digest[:12]}"), source)
@@ -177,12 +168,12 @@ def _describe(
         create = partial(
             instance.create,
             preparing,
-            read_secret=_no_secret,
+            read_secret=refuse_secret,
             mount_roots=(),
             template=find_template(home, plan, image),
             most_instances=gathered.policy.most_instances,
         )
-        _make_disk(instance, create, repository, playbook, note, target)
+        prepare_disk(instance, create, repository, playbook, _TIDY, note, target)
         # Rebased onto the image, so that the template of the shape can be removed.
         backing = ["-F", image.disk_format, "-b", image.disk]
         process.run(["qemu-img", "rebase", "-q", "-f", "qcow2", *backing, target], timeout=REBASE_LIMIT)
@@ -221,66 +212,3 @@ def _digest(root: Place, name: str) -> str:
             "a file of prepare.key is larger than 64 MiB", where=name, hint="name a lock file instead of the packages"
         )
     return hashlib.sha256(content).hexdigest()
-
-
-def _make_disk(
-    instance: Instance,
-    create: Callable[[], LoadedInstance],
-    repository: Repository,
-    playbook: Playbook,
-    note: Note,
-    target: Path,
-) -> None:
-    """Run the playbook in a sandbox with the egress of the profile and without secrets, and keep its disk."""
-    with instance.locked():
-        # Remove the resources of a killed earlier build.
-        instance.destroy()
-        try:
-            with contextlib.closing(create()) as loaded:
-                _work(loaded, repository, playbook, note)
-                copy_disk(loaded, target)
-            with contextlib.suppress(KtrdrError, OSError):
-                GuardClient(instance.paths.guard).flush()
-                # What it reached, for whoever asks what is in the template.
-                kept = target.with_name("egress.jsonl")
-                kept.touch(mode=0o600)
-                shutil.copyfile(instance.paths.ledger, kept)
-        finally:
-            instance.destroy()
-
-
-def _work(loaded: LoadedInstance, repository: Repository, playbook: Playbook, note: Note) -> None:
-    plan = loaded.plan
-    workspace = plan.profile.workspace or Workspace()
-    environment = make_environment(plan.identity, plan.profile.mode, {})
-    guest = loaded.connect(limit=BOOT_LIMIT[plan.facts.accelerator])
-    personalize(guest, plan, environment)
-    guest.run("! command -v dockerd >/dev/null || systemctl start docker.service", become=True, timeout=DOCKER_LIMIT)
-    copy_in(repository, workspace, guest, plan.facts.image.user, plan.identity.instance_id, note)
-    context = GateContext(
-        extra_vars=dict(plan.profile.vars),
-        roots=(place_playbook(playbook.path, repository.root).parent, repository.place),
-        environment=environment,
-        gate_timeout=plan.profile.gate_timeout,
-    )
-    result = run_playbook(playbook, guest, context)
-    if result.outcome != "passed":
-        why = keep_beginning(result.message, 500) or result.outcome
-        raise ProvisionError(
-            f"the project could not be prepared: {why}",
-            where=playbook.source,
-            hint="correct the playbook, or remove `prepare` from the profile; `apply --cold` uses no template",
-        )
-    tidied = guest.run(_TIDY, environment={"TARGET": workspace.target}, become=True, timeout=DOCKER_LIMIT)
-    if tidied.exit_code != 0:
-        raise GuestError(
-            f"the guest could not be cleaned up: {keep_end(tidied.stderr.decode('utf-8', 'replace').strip(), 300)}",
-            where=plan.identity.instance_id,
-            hint="check which processes the playbook leaves running",
-        )
-
-
-def _no_secret(secret: Secret) -> bytes:
-    raise ProvisionError(
-        f"the secret {secret.name} cannot be stored in a template", where="prepare", hint="remove it from the playbook"
-    )

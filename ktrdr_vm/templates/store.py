@@ -135,7 +135,7 @@ def _find_stale(home: Home, template: Template) -> str:
     if manifest.get("format") != FORMAT or manifest.get("settle") != SETTLE:
         return "it was created by another version of ktrdr-vm"
     emulator = manifest.get("emulator", "")
-    if emulator and (not Path(emulator).exists() or manifest.get("qemu") != read_qemu_version(emulator)):
+    if emulator and (not Path(emulator).exists() or manifest.get("qemu") != read_qemu_version(home, emulator)):
         return "it was created by another version of QEMU"
     idle = datetime.now(UTC) - datetime.fromisoformat(template.used_at)
     return f"it was not used for {idle.days} days" if idle.days >= UNUSED_DAYS else ""

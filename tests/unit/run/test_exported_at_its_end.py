@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from test_endings import destroyed, make_run
 
+from ktrdr_vm.evidence import otel_export
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.loaded import hold_lock
 from ktrdr_vm.report.model import GateOutcome, GateResult
-from ktrdr_vm.run import run as module
 from ktrdr_vm.run.vm import Stage
 
 __all__ = ["destroyed"]
@@ -32,7 +32,7 @@ def test_it_is_sent_after_its_instance_is_released(
         sent.append((run, identity))
         note("the telemetry of this run is incomplete: the collector did not answer within 5 s")
 
-    monkeypatch.setattr(module, "report_run", report)
+    monkeypatch.setattr(otel_export, "report_run", report)
     monkeypatch.setattr(Stage, "provision", lambda *_: None)
     gate = GateResult("unit", outcome, "2026-01-01T00:00:00Z", 1.0)
     monkeypatch.setattr(Stage, "run_gates", lambda *_, **__: (gate,))

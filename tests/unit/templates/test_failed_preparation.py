@@ -13,7 +13,7 @@ from ktrdr_vm.gates.templating import Templar
 from ktrdr_vm.guest.protocol import GuestResult
 from ktrdr_vm.identity import Identity
 from ktrdr_vm.profile.load import build_profile
-from ktrdr_vm.templates import project
+from ktrdr_vm.templates import preparation
 from tests.fakes.guest import FakeGuest
 
 
@@ -21,10 +21,10 @@ def test_the_task_that_failed_is_named_and_no_other(monkeypatch: pytest.MonkeyPa
     before = "".join(f"    - {{name: number {number} that passed, command: 'true'}}\n" for number in range(40))
     text = f"- hosts: all\n  tasks:\n{before}    - {{name: the layers, shell: make layers}}\n"
     guest = FakeGuest(lambda ran: GuestResult(2, b"", b"no such target\n") if ran.line == "make layers" else None)
-    monkeypatch.setattr(project, "personalize", lambda *_: None)
-    monkeypatch.setattr(project, "copy_in", lambda *_: None)
-    monkeypatch.setattr(project, "GateContext", lambda **more: _with_renderer(more))
-    monkeypatch.setattr(project, "place_playbook", lambda *_: SimpleNamespace(parent=None))
+    monkeypatch.setattr(preparation, "personalize", lambda *_: None)
+    monkeypatch.setattr(preparation, "copy_in", lambda *_: None)
+    monkeypatch.setattr(preparation, "GateContext", lambda **more: _with_renderer(more))
+    monkeypatch.setattr(preparation, "place_playbook", lambda *_: SimpleNamespace(parent=None))
     facts = SimpleNamespace(accelerator="kvm", image=SimpleNamespace(user="lab"))
     profile = build_profile({"version": 1, "name": "p", "image": "i"})
     loaded: Any = SimpleNamespace(
@@ -32,7 +32,7 @@ def test_the_task_that_failed_is_named_and_no_other(monkeypatch: pytest.MonkeyPa
     )
     repository: Any = SimpleNamespace(root=None, place=None)
     with pytest.raises(ProvisionError) as caught:
-        project._work(loaded, repository, parse_playbook(text, "prepare.yaml"), print)
+        preparation._work(loaded, repository, parse_playbook(text, "prepare.yaml"), "", print)
     assert caught.value.message == (
         "the project could not be prepared: the layers: non-zero return code 2: no such target"
     )

@@ -23,7 +23,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     home = Home(tmp_path)
     for folder in (home.templates / KEY, home.locks):
         folder.mkdir(parents=True)
-    monkeypatch.setattr(store, "read_qemu_version", lambda _: "QEMU 1")
+    monkeypatch.setattr(store, "read_qemu_version", lambda *_: "QEMU 1")
     image = SimpleNamespace(content_digest="content")
     monkeypatch.setattr(store, "ImageStore", lambda _: SimpleNamespace(find={"image": image}.get))
     monkeypatch.setattr("ktrdr_vm.host.paths.find_home", lambda: home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,9 +33,12 @@ OF_A_PROFILE: dict[str, Any] = {
 }
 
 
+READ_VERSION = module.read_qemu_version
+
+
 @pytest.fixture(autouse=True)
 def version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "read_qemu_version", lambda _: "QEMU 1")
+    monkeypatch.setattr(module, "read_qemu_version", lambda *_: "QEMU 1")
 
 
 def make_plan(facts: Facts = FACTS, name: str = "one", **part: Any) -> Plan:
@@ -79,3 +83,27 @@ def test_a_cold_start_looks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
         recorder: Any = SimpleNamespace(listener=SimpleNamespace(note=None))
         chosen = provision.Provisioner._find_template(stage, IMAGE, recorder)  # type: ignore[arg-type]
         assert chosen is (None if cold else found)
+
+
+def test_qemu_is_asked_again_when_its_file_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, emulator, asked = Home(tmp_path / "state"), tmp_path / "bin" / "qemu", []
+    home.root.mkdir()
+    emulator.parent.mkdir()
+
+    def answer(argv: list[str], **_: object) -> Any:
+        asked.append(argv)
+        return SimpleNamespace(text=f"QEMU emulator version {len(asked)}\nCopyright\n")
+
+    def install(text: str) -> None:
+        emulator.write_text(text)
+        for path in (emulator, emulator.parent):
+            os.utime(path, (0, 0))
+
+    monkeypatch.setattr(module.process, "run", answer)
+    # An answer is kept only if nothing that it was made from is new.
+    monkeypatch.setattr(module.time, "time_ns", lambda: 1 << 62)
+    install("7.2")
+    assert READ_VERSION(home, str(emulator)) == READ_VERSION(home, str(emulator)) == "QEMU emulator version 1"
+    install("8.2.0")
+    assert READ_VERSION(home, str(emulator)) == "QEMU emulator version 2"
+    assert asked == [[str(emulator), "--version"]] * 2
