@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 from ktrdr_vm.errors import ProvisionError
-from ktrdr_vm.host import process
-from ktrdr_vm.host.netns import FOLDER
+from ktrdr_vm.host import netns, process
 from ktrdr_vm.users import name_user
 
 # The only user who may attach to a tap: libvirt's daemon, which opens it for QEMU.
 TAP_OWNER = 0
 
 
+def has_link(name: str, namespace: str = "") -> bool:
+    """True if the interface exists. The kernel is asked, without a program."""
+    if namespace and not netns.is_namespace(namespace):
+        return False
+    try:
+        return netns.run_inside(namespace, lambda: socket.if_nametoindex(name)) > 0
+    except (OSError, ProvisionError):  # there is no such interface, or no namespace any more
+        return False
+
+
 def read_link(name: str, namespace: str = "") -> dict[str, Any] | None:
     """`ip -d -j addr show` of one interface, with `ifalias` and `is_owned`; None if the interface or the namespace does
     not exist."""
+    if not has_link(name, namespace):
+        return None
     shown = process.run([*make_ip(namespace), "-d", "-j", "addr", "show", "dev", name], timeout=10, check=False)
     if shown.exit_code != 0:
         if (
             "does not exist" in shown.error_text
-            or FOLDER in shown.error_text
+            or netns.FOLDER in shown.error_text
             or "network namespace" in shown.error_text
         ):
             return None
@@ -42,6 +54,8 @@ def read_link(name: str, namespace: str = "") -> dict[str, Any] | None:
 
 def list_links(namespace: str = "") -> dict[str, str]:
     """The names of the interfaces, each with its alias. Empty if there is no such namespace."""
+    if namespace and not netns.is_namespace(namespace):
+        return {}
     listed = process.run([*make_ip(namespace), "-j", "link", "show"], timeout=10, check=not namespace)
     entries = json.loads(listed.stdout or b"[]") if listed.exit_code == 0 else []
     return {str(entry["ifname"]): str(entry.get("ifalias", "")) for entry in entries if entry}

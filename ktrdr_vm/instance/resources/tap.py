@@ -12,7 +12,7 @@ from typing import Any
 from ktrdr_vm.errors import ForeignError
 from ktrdr_vm.host import netns, process
 from ktrdr_vm.host.journal import is_locked
-from ktrdr_vm.host.links import TAP_OWNER, make_ip, read_link
+from ktrdr_vm.host.links import TAP_OWNER, has_link, make_ip, read_link
 from ktrdr_vm.instance.resources.base import Resource, Target
 from ktrdr_vm.plan.facts import Allocation
 from ktrdr_vm.plan.guard_interface import GATEWAY_MAC, GUEST_MAC
@@ -56,7 +56,7 @@ class Tap(Resource):
             make_tap(self.name, self.target.mark)
             return
         self._refuse_foreign(link)
-        set_down(self.name, self.target.mark)
+        _run_batch(_render_down(self.name, self.target.mark))
 
     def verify(self) -> list[str]:
         outside = self._find_outside()
@@ -121,50 +121,50 @@ class Tap(Resource):
 def make_tap(name: str, mark: str) -> None:
     """Create a tap that is down. Only root may attach to it: a tap without an owner is open to every local user, who
     could act as the guest."""
-    process.run(
-        [*process.DIES_WITH_CALLER, "ip", "tuntap", "add", "dev", name, "mode", "tap", "user", str(TAP_OWNER)],
-        timeout=10,
-    )
-    set_down(name, mark)
+    _run_batch(f"tuntap add dev {name} mode tap user {TAP_OWNER}", _render_down(name, mark))
 
 
-def set_down(name: str, mark: str) -> None:
-    process.run(["ip", "link", "set", "dev", name, "down", "address", GATEWAY_MAC, "alias", mark], timeout=10)
+def _render_down(name: str, mark: str) -> str:
+    return f'link set dev {name} down address {GATEWAY_MAC} alias "{mark}"'
+
+
+def _run_batch(*commands: str, namespace: str = "") -> None:
+    """Commands of `ip` in one process, which stops at the first that fails."""
+    argv = [*process.DIES_WITH_CALLER, *make_ip(namespace), "-batch", "-"]
+    process.run(argv, stdin="".join(f"{one}\n" for one in commands).encode(), timeout=10)
 
 
 def remove_tap(name: str) -> None:
     """Remove the tap of a template, which stays where it was created. No error when it does not exist."""
-    if read_link(name) is not None:
+    if has_link(name):
         process.run(["ip", "link", "del", "dev", name], timeout=10)
 
 
 def move_in(target: Target, allocation: Allocation) -> None:
     """Move the tap that QEMU has opened into the namespace, and set it up there. Until then it is down and passes no
     frame."""
-    move_inside(target, allocation)
+    move_inside(target)
     set_up(target, allocation)
 
 
-def move_inside(target: Target, allocation: Allocation) -> None:
-    """Move the tap into the namespace and give it its address, still down."""
+def move_inside(target: Target) -> None:
+    """Move the tap into the namespace, still down."""
     identity = target.identity
-    if read_link(identity.tap) is not None:
+    if has_link(identity.tap):
         process.run(["ip", "link", "set", "dev", identity.tap, "netns", identity.namespace], timeout=10)
     netns.run_inside(identity.namespace, lambda: _write_sysctls(identity.tap))
-    process.run(
-        [*make_ip(identity.namespace), "addr", "replace", f"{allocation.gateway}/30", "dev", identity.tap], timeout=10
-    )
 
 
 def set_up(target: Target, allocation: Allocation) -> None:
-    """Set the tap in the namespace up."""
-    identity = target.identity
-    # The guest's address is configured and not resolved by ARP: gratuitous ARP changes nothing.
-    commands = (
-        f"link set dev {identity.tap} up",
-        f"neigh replace {allocation.guest} lladdr {GUEST_MAC} dev {identity.tap} nud permanent",
+    """Give the tap in the namespace its address, and set it up."""
+    tap = target.identity.tap
+    _run_batch(
+        f"addr replace {allocation.gateway}/30 dev {tap}",
+        f"link set dev {tap} up",
+        # The guest's address is configured and not resolved by ARP: gratuitous ARP changes nothing.
+        f"neigh replace {allocation.guest} lladdr {GUEST_MAC} dev {tap} nud permanent",
+        namespace=target.identity.namespace,
     )
-    process.run([*make_ip(identity.namespace), "-batch", "-"], stdin="\n".join(commands).encode() + b"\n", timeout=10)
 
 
 def close_link(target: Target) -> bool:
