@@ -8,8 +8,9 @@ address.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
@@ -55,6 +56,8 @@ class AllowSets:
     _grants: dict[str, Grant] = field(default_factory=dict)
     _granted: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     """Set and element of the grants' sets, to grant id and the time of expiry."""
+    _held_back: list[str] | None = None
+    """The commands that `together` will load; None outside of it."""
     _past: OrderedDict[str, str] = field(default_factory=OrderedDict)
     """Elements that a grant has opened, or its range, to the id of the grant; kept for a while after its end."""
 
@@ -224,15 +227,19 @@ class AllowSets:
         """Restore all unexpired elements in tables that were just loaded again, so that allowed flows continue."""
         now = self.clock()
         upstreams, self._upstreams = self._upstreams, None
-        self.set_upstreams(upstreams or ())
         on_link, self._on_link = self._on_link, None
-        self.set_on_link(on_link or ())
-        commands = [line for key, end in self._live.items() if end > now for line in self._renew(key, end)]
-        self._load(commands + self._granted_commands())
+        with self.together():
+            self.set_upstreams(upstreams or ())
+            self.set_on_link(on_link or ())
+            self._load([line for key, end in self._live.items() if end > now for line in self._renew(key, end)])
+            self._load(self._granted_commands())
 
     def _load(self, commands: list[str]) -> None:
         """Load the commands, in one transaction for each table. Each command changes one set, its fifth word, in one
         table or in both."""
+        if self._held_back is not None:
+            self._held_back += commands
+            return
         for namespace, is_there in (
             ("", _ON_HOST.__contains__),
             (self.namespace, lambda name: name not in _ON_HOST_ONLY),
@@ -240,6 +247,20 @@ class AllowSets:
             chosen = [line for line in commands if is_there(line.split(maxsplit=5)[4])]
             if chosen:
                 load_ruleset("\n".join(chosen) + "\n", namespace)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Load what is changed inside it at its end, in one transaction for each table."""
+        commands: list[str] = []
+        self._held_back = commands
+        try:
+            yield
+            self._held_back = None
+            self._load(commands)
+        except BaseException:
+            # What was not loaded is written again by the next call.
+            self._held_back = self._upstreams = self._on_link = None
+            raise
 
     def adopt(self, entries: Table) -> None:
         """Take over what an earlier guard had opened by the rules of the profile. `entries` lists the table of the

@@ -96,11 +96,12 @@ class Guard:
 
     def start(self) -> None:
         """Start the resolver, and take over what an earlier guard has left. The other children are started in `run`."""
-        self.sets.set_upstreams(find_upstreams())
-        self._close_on_link()
-        # Started first, because its imports take longer than the start of the guard.
+        # Started first, because its imports take longer than the rest. It asks nobody before `run` answers it.
         self.parts["resolver"].poll()
-        self._take_up_elements()
+        with self.sets.together():
+            self.sets.set_upstreams(find_upstreams())
+            self._close_on_link()
+            self._take_up_elements()
 
     def run(self) -> None:
         wakeup_read, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -298,9 +299,14 @@ def find_services(config: dict[str, Any]) -> dict[int, str]:
 
 
 def main() -> None:
-    """`DIRECTORY`. Descriptor 1 is a pipe, to which a line is written when the guard serves."""
+    """`DIRECTORY`. Does nothing until a byte can be read from descriptor 0, and ends if that is closed before.
+
+    Descriptor 1 is a pipe, to which a line is written when the guard serves.
+    """
     # No core dumps: the memory of the guard and of its children contains secrets.
     forbid_cores()
+    if not os.read(0, 1):
+        return
     directory = Path(sys.argv[1])
     lock = os.open(directory / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

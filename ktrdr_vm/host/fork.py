@@ -179,4 +179,4 @@ def _wait(libvirt: Libvirt, domain: str, limit: float = LIMIT) -> dict[str, Any]
                 where=domain,
                 hint="remove the template with `ktrdr-vm templates remove`; `apply --cold` boots without one",
             )
-        time.sleep(0.01)
+        time.sleep(0.002)

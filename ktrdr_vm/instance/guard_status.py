@@ -18,7 +18,7 @@ START_LIMIT = 120.0
 REPAIR_LIMIT = 3.0
 # Seconds for a guard that runs to answer.
 BUSY_LIMIT = 15.0
-_POLL = 0.05
+_POLL = 0.01
 
 
 def check_guard(directory: Path) -> list[str]:

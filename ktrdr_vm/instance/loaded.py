@@ -29,6 +29,7 @@ from ktrdr_vm.instance.lane import Lane
 from ktrdr_vm.instance.resources import find_resource, find_secrets, make_resources
 from ktrdr_vm.instance.resources.base import Blueprint, Notify, Resource, Target, quiet
 from ktrdr_vm.instance.resources.tap import close_unguarded, is_guarded
+from ktrdr_vm.instance.waiting_guard import WaitingGuard
 from ktrdr_vm.plan.facts import Allocation, TemplateFacts
 from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.model import Secret
@@ -148,20 +149,31 @@ class LoadedInstance:
 
     # -- creating ---------------------------------------------------------------------------------------------------
 
-    def create(self, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:
-        """Create the missing resources up to the running domain. Mounts and secrets follow in `complete`.
+    def create(
+        self,
+        *,
+        read_secret: SecretReader,
+        mount_roots: tuple[str, ...],
+        notify: Notify = quiet,
+        guard: WaitingGuard | None = None,
+    ) -> None:
+        """Create the missing resources up to the running domain. Mounts and secrets follow in `complete`. `guard` is a
+        process that was started for it already.
 
         Another thread creates namespace, firewall and guard, in order, in parallel with disk, tap and the paused VM.
         The guest executes no instruction before they exist.
         """
         with Lane() as lane:
-            blueprint = replace(self.make_blueprint(read_secret, mount_roots), await_isolation=lane.wait)
+            blueprint = replace(
+                self.make_blueprint(read_secret, mount_roots), await_isolation=lane.wait, waiting_guard=guard
+            )
             resources = [one for one in make_resources(self.target, blueprint) if not one.needs_guest]
-            for guard in (one for one in resources if one.restores_plan and one.exists()):
-                if guard.verify():
+            # With a process that waits there was no guard before.
+            for earlier in (one for one in resources if guard is None and one.restores_plan and one.exists()):
+                if earlier.verify():
                     # A guard of an earlier plan would restore the earlier rules. Without a guard nothing leaves until
                     # the new one serves.
-                    guard.stop()
+                    earlier.stop()
             lane.begin([partial(self.ensure, one, notify) for one in resources if one.is_independent])
             for resource in resources:
                 if not resource.is_independent:

@@ -17,7 +17,7 @@ from ktrdr_vm.guest.workspace import Laid, copy_in, copy_returned
 from ktrdr_vm.host.capacity import require_capacity
 from ktrdr_vm.host.confinement import find_fork_obstacle
 from ktrdr_vm.host.foreign_rules import require_passage
-from ktrdr_vm.host.journal import Journal
+from ktrdr_vm.host.journal import Journal, explained
 from ktrdr_vm.host.nft import list_ruleset
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.repository import Repository
@@ -31,6 +31,7 @@ from ktrdr_vm.instance.resources.mount import require_source
 from ktrdr_vm.instance.secrets import remove_secret
 from ktrdr_vm.instance.snapshot import adopt, find_snapshot
 from ktrdr_vm.instance.suspend import resume, shut_down
+from ktrdr_vm.instance.waiting_guard import WaitingGuard, start_guard
 from ktrdr_vm.plan.changes import find_changes, require_possible, require_same_workspace
 from ktrdr_vm.plan.facts import TemplateFacts
 from ktrdr_vm.plan.plan import Plan, plan_from_json
@@ -82,6 +83,7 @@ class Provisioner:
         self._context = context
         self._options = options
         self._sampler = sampler
+        self._guard: WaitingGuard | None = None
         self._verifies = name == "verification"
         # A snapshot is where the run begins, and not its verification.
         self._source = options.source if name == "base" else ""
@@ -107,6 +109,10 @@ class Provisioner:
                 reason, where="resources.disk", hint="increase it; the disk uses only the space that is written"
             )
         require_capacity(self._home.root, plan.profile.resources.memory)
+        if journal is None:
+            # Before the other parts, beside which it loads its modules.
+            with explained(str(self._instance.paths.directory)):
+                self._guard = start_guard(self._instance.paths.guard)
         if journal is None and not self._source:
             template = self._find_template(image, recorder)
         with self._phase(recorder, "create"):
@@ -173,7 +179,10 @@ class Provisioner:
             most_instances=self._gathered.policy.most_instances,
         )
         loaded.create(
-            read_secret=self._read_secret, mount_roots=self._gathered.policy.mount_roots, notify=recorder.on_resource
+            read_secret=self._read_secret,
+            mount_roots=self._gathered.policy.mount_roots,
+            notify=recorder.on_resource,
+            guard=self._guard,
         )
         loaded.guard.follow_plan(plan.digest)
         if journal is not None and any(broker.after for _, broker in plan.profile.brokered):

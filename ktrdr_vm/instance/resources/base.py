@@ -16,6 +16,7 @@ from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import InstancePaths
 from ktrdr_vm.identity import Identity
+from ktrdr_vm.instance.waiting_guard import WaitingGuard
 from ktrdr_vm.plan.facts import Allocation, TemplateFacts
 from ktrdr_vm.plan.plan import Plan
 from ktrdr_vm.profile.model import Secret
@@ -70,6 +71,8 @@ class Blueprint:
     """The disk of the snapshot that the overlay is copied from; with an empty string the overlay is empty."""
     mount_roots: tuple[str, ...] = ()
     """Folders of the owner's policy that mounts may come from, besides the workspace."""
+    waiting_guard: WaitingGuard | None = None
+    """A process of the guard that was started before; without one, the guard's creation starts it."""
     await_isolation: Callable[[], None] = lambda: None
     """Returns when everything between the guest and the network exists, and raises what its creation raised."""
 

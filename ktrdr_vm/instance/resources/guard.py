@@ -4,24 +4,21 @@ query."""
 from __future__ import annotations
 
 import os
-import select
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.revision import prepare_revision
-from ktrdr_vm.errors import KtrdrError, ProvisionError, keep_end
-from ktrdr_vm.host import process
+from ktrdr_vm.errors import KtrdrError, ProvisionError
 from ktrdr_vm.host.journal import is_locked
 from ktrdr_vm.host.rights import find_open, set_rights
 from ktrdr_vm.host.running import find_processes
-from ktrdr_vm.instance.guard_status import START_LIMIT, find_faults, wait_serving
+from ktrdr_vm.instance.guard_status import find_faults, wait_serving
 from ktrdr_vm.instance.resources.base import Resource
+from ktrdr_vm.instance.waiting_guard import start_guard
 from ktrdr_vm.plan.plan import canonical_json, plain
 from ktrdr_vm.policy.load import read_collector_headers
-from ktrdr_vm.users import find_configuration, in_user_namespace
 
 STOP_LIMIT = 5.0
 
@@ -48,34 +45,15 @@ class Guard(Resource):
             if not self._stale():
                 return
             self.stop()
+        waiting = self.blueprint.waiting_guard or start_guard(directory)
         self._write_files()
-        ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-        try:
-            log_file = os.open(
-                directory / "guard.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-            )
-            with os.fdopen(log_file, "ab") as log:
-                started = process.start_module(
-                    "ktrdr_vm.egress.guard",
-                    [directory],
-                    environment=_name_configuration(),
-                    streams=process.Streams(stdout=ready_write, stderr=log),
-                )
-            os.close(ready_write)
-            ready_write = -1
-            self._wait_ready(started, ready_read)
-        finally:
-            os.close(ready_read)
-            if ready_write >= 0:
-                os.close(ready_write)
+        waiting.serve()
 
     def _write_files(self) -> None:
         directory, collector = self.target.paths.guard, self.blueprint.plan.collector
         if collector is not None:
             # The sender reads them itself; errors in them are reported now.
             read_collector_headers(collector)
-        directory.mkdir(mode=0o711, exist_ok=True)
-        directory.chmod(0o711)
         for name, (text, mode) in self._files().items():
             path = directory / name
             path.unlink(missing_ok=True)
@@ -137,21 +115,6 @@ class Guard(Resource):
             "journal": str(self.target.paths.journal),
         }
 
-    def _wait_ready(self, started: subprocess.Popen[bytes], ready: int) -> None:
-        readable, _, _ = select.select([ready], [], [], START_LIMIT)
-        if readable and os.read(ready, 16):
-            # Nothing waits for it from here on: it outlives this command, and init reaps it.
-            started.returncode = 0
-            return
-        hung = not readable
-        if started.poll() is None:
-            started.kill()
-        started.wait()
-        log = (self.target.paths.guard / "guard.log").read_text(errors="replace").strip()
-        said = keep_end(log, 1000) or (f"it was not ready within {START_LIMIT:g} s" if hung else "no message")
-        hint = "check the load of the host, then try again" if hung else "`ktrdr-vm doctor` checks HAProxy and nft"
-        raise ProvisionError(f"the guard did not start: {said}", where=self.name, hint=hint)
-
     def verify(self) -> list[str]:
         """The differences. A part that has not reported yet that it serves is waited for, one that has ended only
         briefly."""
@@ -199,11 +162,6 @@ class Guard(Resource):
     def by_hand(self) -> str:
         pids = " ".join(str(pid) for pid in find_guards(self.target.paths.guard))
         return (f"kill -KILL {pids}; " if pids else "") + f"rm -r {self.target.paths.guard}"
-
-
-def _name_configuration() -> dict[str, str]:
-    """In a world, the guard reads the policy of the person, whose home directory is not that of root."""
-    return {"XDG_CONFIG_HOME": str(find_configuration().parent)} if in_user_namespace() else {}
 
 
 def _holds(path: Path, text: str) -> bool:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,40 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     texts: list[str] = []
     monkeypatch.setattr(sets_module, "load_ruleset", lambda text, _namespace: texts.append(text))
     return texts
+
+
+def test_what_is_changed_together_is_one_transaction_of_each_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[tuple[str, str]] = []
+    monkeypatch.setattr(sets_module, "load_ruleset", lambda text, namespace: texts.append((namespace, text)))
+    sets = AllowSets("ktrdr_x", Rules(POLICY), "inside")
+    with sets.together():
+        sets.set_upstreams(["192.0.2.53"])
+        sets.set_on_link([IPv4Network("198.51.100.0/24")])
+        sets.allow("git.example", ["203.0.113.1"], 60)
+        assert texts == []
+    (outside, on_host), (inside, in_namespace) = texts
+    assert (outside, inside) == ("", "inside")
+    assert "upstreams { 192.0.2.53 }" in on_host and "on_link { 198.51.100.0/24 }" in on_host
+    assert "upstreams" not in in_namespace and "on_link { 198.51.100.0/24 }" in in_namespace
+    assert "names { 203.0.113.1 . 22 timeout" in in_namespace
+    sets.set_upstreams(["192.0.2.54"])
+    assert len(texts) == 3
+
+
+def test_what_could_not_be_loaded_together_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_text: str, _namespace: str) -> None:
+        raise ProvisionError("nft failed", where="nft", hint="try again")
+
+    sets = AllowSets("ktrdr_x", Rules(POLICY))
+    monkeypatch.setattr(sets_module, "load_ruleset", refuse)
+    with pytest.raises(ProvisionError), sets.together():
+        sets.set_upstreams(["192.0.2.53"])
+        sets.set_on_link([IPv4Network("198.51.100.0/24")])
+    texts: list[str] = []
+    monkeypatch.setattr(sets_module, "load_ruleset", lambda text, _namespace: texts.append(text))
+    sets.set_upstreams(["192.0.2.53"])
+    sets.set_on_link([IPv4Network("198.51.100.0/24")])
+    assert "192.0.2.53" in texts[0] and "198.51.100.0/24" in texts[1]
 
 
 def test_the_writer_opens_other_ports_only_and_renews_them(loaded: list[str]) -> None:

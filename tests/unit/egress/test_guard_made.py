@@ -75,7 +75,7 @@ def test_the_resolver_starts_first_and_the_earlier_grants_are_taken_up(
     monkeypatch.setattr(made.parts["resolver"], "poll", lambda: done.append("resolver"))
     monkeypatch.setattr(made.granting, "start", lambda *, afresh: done.append(f"grants, afresh: {afresh}"))
     made.start()
-    assert done == ["upstreams ['192.0.2.53']", "on-link networks", "resolver", "grants, afresh: True"]
+    assert done == ["resolver", "upstreams ['192.0.2.53']", "on-link networks", "grants, afresh: True"]
     monkeypatch.setattr(guard_module, "list_table", lambda *_: None)
     monkeypatch.setattr(made.sets, "adopt", lambda _: done.append("addresses"))
     made.start()

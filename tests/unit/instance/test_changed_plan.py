@@ -71,6 +71,8 @@ def test_rules_of_an_earlier_plan_are_not_as_planned(target: Target, monkeypatch
 
 def test_a_guard_of_an_earlier_plan_is_not_as_planned(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = make_blueprint(target.paths.home, "a.example"), make_blueprint(target.paths.home)
+    target.paths.guard.mkdir(parents=True)
+    target.paths.guard.chmod(0o711)
     Guard(target, before)._write_files()
     monkeypatch.setattr(guard_status, "is_locked", lambda _: True)
     monkeypatch.setattr(client, "ask_guard", lambda *_, **__: {"resolver": "self", "proxy": "self"})

@@ -16,6 +16,7 @@ from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.instance.resources import guard as guard_module
 from ktrdr_vm.instance.resources.base import Target
 from ktrdr_vm.instance.resources.guard import Guard
+from ktrdr_vm.instance.waiting_guard import start_guard
 
 
 def test_modules_of_the_workspace_are_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,12 +31,11 @@ def test_modules_of_the_workspace_are_never_imported(tmp_path: Path, monkeypatch
         started.append(([str(word) for word in argv], options))
         raise Stop
 
-    monkeypatch.setattr(guard_module.process, "start", start)
+    monkeypatch.setattr(process, "start", start)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Guard, "_write_files", lambda self: self.target.paths.guard.mkdir(parents=True))
-    target = Target(parse_instance_id("one"), Home(tmp_path).instance("one"), None)  # type: ignore[arg-type]
+    Home(tmp_path).instances.mkdir()
     with pytest.raises(Stop):
-        Guard(target).create()
+        start_guard(Home(tmp_path).instance("one").guard)
     argv, options = started[0]
     assert "-I" in argv[: argv.index("-c")]
     folders = argv[argv.index("-c") + 2].split(":")

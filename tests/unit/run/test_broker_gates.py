@@ -82,6 +82,7 @@ def test_what_an_earlier_run_has_passed_opens_nothing(
         _context=SimpleNamespace(run_id="r2"),
         _gathered=SimpleNamespace(policy=SimpleNamespace(most_instances=1, mount_roots=())),
         _source="",
+        _guard=None,
         _read_secret=None,
         _follow=lambda *_: None,
         _follow_revision=lambda _: None,

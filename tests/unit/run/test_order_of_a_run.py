@@ -63,7 +63,14 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(provision, "copy_returned", note("workspace", provision.Laid()))
     monkeypatch.setattr(Provisioner, "_create", note("resources", loaded))
     monkeypatch.setattr(provision, "fits", lambda _: True)
-    for name in ("list_ruleset", "require_passage", "require_capacity", "find_fork_obstacle", "find_best"):
+    for name in (
+        "list_ruleset",
+        "require_passage",
+        "require_capacity",
+        "start_guard",
+        "find_fork_obstacle",
+        "find_best",
+    ):
         monkeypatch.setattr(provision, name, lambda *_: None)
     monkeypatch.setattr(Stage, "run_gates", run_gates)
     monkeypatch.setattr(Stage, "run_workload", note("workload"))

@@ -1,0 +1,93 @@
+"""A guard that is started before its instance: it does nothing until it may serve, and never outlives who started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from laboratory.lab import Lab
+from laboratory.recorder import wait_until
+
+from ktrdr_vm.errors import ProvisionError
+from ktrdr_vm.host.libvirt import Libvirt
+from ktrdr_vm.host.links import has_link
+from ktrdr_vm.instance.garbage import collect_garbage
+from ktrdr_vm.instance.resources.guard import find_guards
+from ktrdr_vm.instance.waiting_guard import start_guard
+
+# In the folder of its argument: what a command that is killed does.
+_STARTER = """
+import sys, time
+from pathlib import Path
+from ktrdr_vm.instance.waiting_guard import start_guard
+waiting = start_guard(Path(sys.argv[1]))
+print(waiting.started.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def has_loaded(pid: int) -> bool:
+    """True when the last of its modules that the kernel maps is there."""
+    return "_json" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_it_does_nothing_before_it_may_serve_and_ends_when_nobody_can_tell_it(lab: Lab) -> None:
+    folder = lab.home.instances / "waiting" / "guard"
+    waiting = start_guard(folder)
+    try:
+        wait_until(lambda: has_loaded(waiting.started.pid), "it has loaded its modules", 30)
+        assert [path.name for path in folder.iterdir()] == ["guard.log"] and find_guards(folder) == [
+            waiting.started.pid
+        ]
+        assert waiting.started.stdin is not None
+        waiting.started.stdin.close()
+        assert waiting.started.wait(30) == 0
+        assert [path.name for path in folder.iterdir()] == ["guard.log"] and (folder / "guard.log").read_bytes() == b""
+    finally:
+        waiting.started.kill()
+        waiting.started.wait()
+        assert waiting.started.stdout is not None
+        waiting.started.stdout.close()
+        (folder / "guard.log").unlink()
+        folder.rmdir()
+        folder.parent.rmdir()
+
+
+def test_it_ends_with_a_command_that_is_killed_and_gc_removes_its_folder(lab: Lab, libvirt: Libvirt) -> None:
+    """The command was killed before it wrote a journal."""
+    instance_id = lab.new_id("killed")
+    folder = lab.home.instance(instance_id).guard
+    with subprocess.Popen([sys.executable, "-c", _STARTER, folder], stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        pid = int(starter.stdout.readline())
+        assert find_guards(folder) == [pid]
+        os.kill(starter.pid, signal.SIGKILL)
+    wait_until(lambda: not find_guards(folder), "the guard has ended", 30)
+    assert folder.exists()
+    collect_garbage(lab.home, libvirt, dry_run=False)
+    assert not folder.parent.exists()
+
+
+def test_one_that_cannot_serve_says_why(lab: Lab) -> None:
+    """Its folder has no configuration."""
+    folder = lab.home.instances / "empty" / "guard"
+    with pytest.raises(ProvisionError, match=r"the guard did not start: .*guard\.json") as caught:
+        start_guard(folder).serve()
+    assert caught.value.where == str(folder)
+    assert find_guards(folder) == []
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    folder.parent.rmdir()
+
+
+def test_links_are_found_without_a_program(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("a program was started")
+
+    monkeypatch.setattr("ktrdr_vm.host.process.run", refuse)
+    assert has_link("lo") and not has_link("ktrdr-none") and not has_link("lo", "ktrdr-no-such-namespace")
