@@ -86,7 +86,8 @@ def tap() -> Iterator[Callable[[str, str], Callable[[], Way]]]:
     try:
         yield lambda user, login: lambda: Way(ADDRESS, user, login)
     finally:
-        ip(f"tuntap del dev {TAP} mode tap")
+        # Not `tuntap del`, which fails while the QEMU that a tool started is still ending.
+        ip(f"link del dev {TAP}")
 
 
 @contextmanager
