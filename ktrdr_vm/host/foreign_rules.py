@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.identity import HOST_USERS, TABLE_PREFIX
+from ktrdr_vm.identity import HOST_USERS, TABLE_PREFIX, InstanceUsers
 
 _Rule = list[dict[str, Any]]
 
@@ -24,8 +24,8 @@ class Obstacle:
     fix: str
 
 
-def find_obstacles(listing: list[dict[str, Any]]) -> list[Obstacle]:
-    """`listing` is the list `nftables` of `nft -j list ruleset`."""
+def find_obstacles(listing: list[dict[str, Any]], users: InstanceUsers = HOST_USERS) -> list[Obstacle]:
+    """`listing` is the list `nftables` of `nft -j list ruleset`; `users` are those of the instances."""
     rules: dict[tuple[str, str, str], list[_Rule]] = {}
     for entry in listing:
         if "rule" in entry:
@@ -37,12 +37,10 @@ def find_obstacles(listing: list[dict[str, Any]]) -> list[Obstacle]:
         if table.startswith(TABLE_PREFIX) or family not in ("ip", "inet") or chain.get("hook") != "output":
             continue
         inside = rules.get((family, table, name), [])
-        if _closes(chain, inside) and not any(_names_users(statement) for rule in inside for statement in rule):
+        if _closes(chain, inside) and not any(_names(users, statement) for rule in inside for statement in rule):
             place = f"{family} {table} {name}"
             what = f"{place} drops by default and may drop connections of guards to allowed destinations"
-            found.append(
-                Obstacle(place, what, f"nft insert rule {place} meta skuid {HOST_USERS.first}-{HOST_USERS.last} accept")
-            )
+            found.append(Obstacle(place, what, f"nft insert rule {place} meta skuid {users.first}-{users.last} accept"))
     return found
 
 
@@ -55,9 +53,9 @@ def join_fixes(obstacles: list[Obstacle]) -> str:
     return "; ".join(one.fix for one in obstacles)
 
 
-def require_passage(listing: list[dict[str, Any]]) -> None:
+def require_passage(listing: list[dict[str, Any]], users: InstanceUsers = HOST_USERS) -> None:
     """HostError if rules of another program drop the traffic of every instance on this host."""
-    obstacles = find_obstacles(listing)
+    obstacles = find_obstacles(listing, users)
     if obstacles:
         raise HostError(describe_obstacles(obstacles), where="nftables", hint=join_fixes(obstacles))
 
@@ -68,9 +66,8 @@ def _closes(chain: dict[str, Any], rules: list[_Rule]) -> bool:
     return chain.get("policy") == "drop" or (bool({"drop", "reject"} & last) and "match" not in last)
 
 
-def _names_users(statement: dict[str, Any]) -> bool:
+def _names(users: InstanceUsers, statement: dict[str, Any]) -> bool:
     match = statement.get("match", {})
     return bool(
-        match.get("left") == {"meta": {"key": "skuid"}}
-        and match.get("right") == {"range": [HOST_USERS.first, HOST_USERS.last]}
+        match.get("left") == {"meta": {"key": "skuid"}} and match.get("right") == {"range": [users.first, users.last]}
     )

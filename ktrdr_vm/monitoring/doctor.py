@@ -19,6 +19,7 @@ from ktrdr_vm.host.outbound import ADVICE, find_obstacle
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.host.virtiofsd import find_virtiofsd
 from ktrdr_vm.identity import HOST_USERS
+from ktrdr_vm.instance.allocation import find_users
 from ktrdr_vm.instance.orphans import find_orphans
 from ktrdr_vm.monitoring.check import Check
 from ktrdr_vm.policy.load import read_policy
@@ -141,7 +142,7 @@ def _firewall() -> Check | None:
     if process.find_program("nft") is None:
         return None
     try:
-        obstacles = find_obstacles(list_ruleset())
+        obstacles = find_obstacles(list_ruleset(), find_users())
     except KtrdrError as error:
         return Check("firewall", "missing", error.message, error.hint)
     if not obstacles:

@@ -25,6 +25,7 @@ from ktrdr_vm.host.waiting import announce_wait
 from ktrdr_vm.images.ensure import ensure_image
 from ktrdr_vm.images.store import Image, refuse_disk
 from ktrdr_vm.inputs.resolve import Gathered
+from ktrdr_vm.instance.allocation import find_users
 from ktrdr_vm.instance.instance import Instance, find_boot_limit
 from ktrdr_vm.instance.loaded import LoadedInstance, load_instance
 from ktrdr_vm.instance.resources.mount import require_source
@@ -99,7 +100,7 @@ class Provisioner:
             require_same_workspace(before, plan)
         template = find_snapshot(self._home, self._source, plan) if self._source else None
         if journal is None:
-            require_passage(list_ruleset())
+            require_passage(list_ruleset(), find_users())
             for mount in plan.profile.mounts:
                 require_source(mount, Path(plan.facts.workspace), self._gathered.policy.mount_roots)
         with self._phase(recorder, "image"):

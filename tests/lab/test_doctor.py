@@ -19,6 +19,7 @@ from ktrdr_vm.errors import HostError
 from ktrdr_vm.host.foreign_rules import require_passage
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.nft import list_ruleset
+from ktrdr_vm.instance.allocation import find_users
 
 FOREIGN = "table inet other {{ chain {hook} {{ type filter hook {hook} priority 0; policy drop; ct state established,related accept; }}; }}"
 
@@ -50,7 +51,7 @@ def test_another_programs_rules_are_found_and_its_advice_helps(lab: Lab, guest: 
         assert check["state"] == "missing" and "inet other output" in check["detail"]
         # And `apply` refuses in the same words, before it makes anything.
         with pytest.raises(HostError) as refused:
-            require_passage(list_ruleset())
+            require_passage(list_ruleset(), find_users())
         assert (refused.value.message, refused.value.hint) == (check["detail"], check["fix"])
         assert check["fix"].startswith("nft insert rule inet other output ")
         subprocess.run(["nft", "-f", "-"], input=check["fix"].removeprefix("nft ").encode(), check=True, timeout=10)

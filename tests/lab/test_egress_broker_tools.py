@@ -139,6 +139,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, env=settings | environment, capture_output=True, text=True, timeout=LIMIT)
 
 
+@pytest.mark.host_root
 def test_git_and_pip_work_and_the_wire_has_no_byte_of_it(lab: Lab, forge: Forge, tmp_path: Path) -> None:
     """A push waits for the gate. Without the broker's header the forge answers 401, as its own list shows."""
     work = tmp_path / "work"

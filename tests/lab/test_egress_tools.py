@@ -47,6 +47,10 @@ class Tools:
         return done.stdout + done.stderr
 
 
+# The server of Git has an sshd, which a world cannot run.
+pytestmark = pytest.mark.host_root
+
+
 @pytest.fixture(scope="module")
 def tools(lab: Lab) -> Iterator[Tools]:
     with running_tool_server(lab) as server, NamespaceGuest(lab.home, [{"host": NAME, "ports": [443, 22]}]) as guest:

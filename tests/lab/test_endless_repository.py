@@ -132,7 +132,7 @@ def compare(top: Path, tmp_path: Path) -> list[tuple[str, Callable[[], Any]]]:
     ]
 
 
-@pytest.mark.parametrize("make", [make_pipe, make_device])
+@pytest.mark.parametrize("make", [make_pipe, pytest.param(make_device, marks=pytest.mark.host_root)])
 @pytest.mark.parametrize("folder", ["", "sub/"])
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_waits_at_a_pipe_or_reads_a_device(
@@ -149,7 +149,7 @@ def test_nothing_waits_at_a_pipe_or_reads_a_device(
             assert error is None, (what, error)
 
 
-@pytest.mark.parametrize("make", [make_pipe, make_device])
+@pytest.mark.parametrize("make", [make_pipe, pytest.param(make_device, marks=pytest.mark.host_root)])
 def test_a_tracked_file_that_became_a_pipe_is_named_and_left_out(
     repository: Path, tmp_path: Path, make: Callable[[Path], None]
 ) -> None:

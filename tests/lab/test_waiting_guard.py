@@ -63,9 +63,12 @@ def test_it_ends_with_a_command_that_is_killed_and_gc_removes_its_folder(lab: La
     folder = lab.home.instance(instance_id).guard
     with subprocess.Popen([sys.executable, "-c", _STARTER, folder], stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
-        pid = int(starter.stdout.readline())
-        assert find_guards(folder) == [pid]
-        os.kill(starter.pid, signal.SIGKILL)
+        try:
+            pid = int(starter.stdout.readline())
+            # A process that has just been started has no arguments yet.
+            wait_until(lambda: find_guards(folder) == [pid], "the guard is there", 30)
+        finally:
+            os.kill(starter.pid, signal.SIGKILL)
     wait_until(lambda: not find_guards(folder), "the guard has ended", 30)
     assert folder.exists()
     collect_garbage(lab.home, libvirt, dry_run=False)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ktrdr_vm.host.foreign_rules import find_obstacles
-from ktrdr_vm.identity import HOST_USERS
+from ktrdr_vm.identity import HOST_USERS, WORLD_USERS
 
 Listing = list[dict[str, Any]]
 
@@ -70,3 +70,11 @@ def test_what_stands_in_the_way_is_named_with_a_way_out(listing: Listing, count:
     for one in found:
         assert "other" in one.chain and one.chain in one.what
         assert one.fix == f"nft insert rule {one.chain} meta skuid {HOST_USERS.first}-{HOST_USERS.last} accept"
+
+
+def test_in_a_world_the_users_are_those_of_the_world() -> None:
+    """Seen in one: the rule that was advised named users that do not exist there."""
+    [obstacle] = find_obstacles(chain("output", "drop", USERS), WORLD_USERS)
+    assert f"skuid {WORLD_USERS.first}-{WORLD_USERS.last} accept" in obstacle.fix
+    named: Listing = [match("skuid", {"range": [WORLD_USERS.first, WORLD_USERS.last]}), {"accept": None}]
+    assert find_obstacles(chain("output", "drop", named), WORLD_USERS) == []
