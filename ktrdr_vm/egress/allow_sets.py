@@ -53,6 +53,7 @@ class AllowSets:
     """Set and element to the time of their expiry."""
     _upstreams: tuple[str, ...] | None = None
     _on_link: tuple[IPv4Network, ...] | None = None
+    _is_on_link_loaded: bool = False
     _grants: dict[str, Grant] = field(default_factory=dict)
     _granted: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     """Set and element of the grants' sets, to grant id and the time of expiry."""
@@ -143,12 +144,12 @@ class AllowSets:
         """Close these networks. Returns the ranges of the profile that overlap with one of them, each with that one. If
         the networks have not changed, nothing is written and nothing is returned."""
         wanted = tuple(networks)
-        if wanted == self._on_link:
+        if wanted == self._on_link and self._is_on_link_loaded:
             return []
         commands = [f"flush set inet {self.table} on_link"]
         commands += [f"add element inet {self.table} on_link {{ {network} }}" for network in wanted]
         self._load(commands)
-        self._on_link = wanted
+        self._on_link, self._is_on_link_loaded = wanted, True
         return [
             (allowed, network) for allowed, _ in self.rules.ranges for network in wanted if allowed.overlaps(network)
         ]
@@ -227,10 +228,10 @@ class AllowSets:
         """Restore all unexpired elements in tables that were just loaded again, so that allowed flows continue."""
         now = self.clock()
         upstreams, self._upstreams = self._upstreams, None
-        on_link, self._on_link = self._on_link, None
+        self._is_on_link_loaded = False
         with self.together():
             self.set_upstreams(upstreams or ())
-            self.set_on_link(on_link or ())
+            self.set_on_link(self.on_link)
             self._load([line for key, end in self._live.items() if end > now for line in self._renew(key, end)])
             self._load(self._granted_commands())
 
@@ -258,8 +259,9 @@ class AllowSets:
             self._held_back = None
             self._load(commands)
         except BaseException:
-            # What was not loaded is written again by the next call.
-            self._held_back = self._upstreams = self._on_link = None
+            # What was not loaded is written again by the next call. Networks of the host stay known, and so closed.
+            self._held_back = self._upstreams = None
+            self._is_on_link_loaded = False
             raise
 
     def adopt(self, entries: Table) -> None:

@@ -228,6 +228,7 @@ def test_what_could_not_be_loaded_together_is_written_again(monkeypatch: pytest.
     with pytest.raises(ProvisionError), sets.together():
         sets.set_upstreams(["192.0.2.53"])
         sets.set_on_link([IPv4Network("198.51.100.0/24")])
+    assert sets.is_on_link(IPv4Address("198.51.100.7"))
     texts: list[str] = []
     monkeypatch.setattr(sets_module, "load_ruleset", lambda text, _namespace: texts.append(text))
     sets.set_upstreams(["192.0.2.53"])
