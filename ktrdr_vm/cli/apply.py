@@ -86,11 +86,9 @@ def apply(
     from ktrdr_vm.host.libvirt import Libvirt
     from ktrdr_vm.host.paths import find_home
     from ktrdr_vm.identity import parse_instance_id
-    from ktrdr_vm.inputs.from_run import gather_run
     from ktrdr_vm.inputs.profile_file import find_profile
     from ktrdr_vm.inputs.resolve import gather
     from ktrdr_vm.instance.instance import Instance, require_root
-    from ktrdr_vm.run.checkpoint import read_stop
     from ktrdr_vm.run.listener import Options
     from ktrdr_vm.run.run import Run
 
@@ -105,10 +103,14 @@ def apply(
     stop = None
     options = Options(keep=keep, cold=cold, restart=restart, source=source)  # type: ignore[arg-type]
     if continued is not None:
+        from ktrdr_vm.run.checkpoint import read_stop
+
         stop = read_stop(Instance(home, parse_instance_id(continued), Libvirt()))
         profile, workspace, instance_id, gates = Path(stop.profile), Path(stop.workspace), continued, stop.gates
         options = Options(keep=stop.keep, cold=stop.cold)
     if from_run is not None:
+        from ktrdr_vm.inputs.from_run import gather_run
+
         name, _, run_id = from_run.partition("/")
         gathered = gather_run(find_run(name, run_id or "latest"), home=home, instance_id=instance_id)
     else:

@@ -11,12 +11,14 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.runs import hand_over, require_own
 from ktrdr_vm.report.mask import mask_values
-from ktrdr_vm.report.model import Artifact
+
+if TYPE_CHECKING:
+    from ktrdr_vm.report.model import Artifact
 
 # The end of a longer console log is kept.
 MAX_CONSOLE = 8 * 1024 * 1024
@@ -116,6 +118,8 @@ class RunDirectory:
 
 def list_fetched(folder: Path, gate: str, directory: Path) -> tuple[Artifact, ...]:
     """The files that tasks of a gate fetched into its `folder` of the run `directory`, with sizes and digests."""
+    from ktrdr_vm.report.model import Artifact
+
     found = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
         with path.open("rb") as file:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ktrdr_vm.guest.push import REVIEWS
 from ktrdr_vm.plan.plan import Plan
 
 NOTES = ".ktrdr/notes"
 """The folder for notes for the reviewer, beneath the workspace."""
+REVIEWS = ".ktrdr/review"
+"""The folder for review comments, beneath the workspace. One numbered file for each push with comments; they are not
+committed."""
 NOTE_FILES = {
     "summary.md": "the work that was done, as first paragraph of the pull request",
     "choices.md": "design decisions and their reasons",

@@ -18,13 +18,11 @@ from typing import IO, BinaryIO, cast
 
 from ktrdr_vm.errors import GuestError, UsageError, keep_end
 from ktrdr_vm.guest.commits import escape_branch, is_branch_name
+from ktrdr_vm.guest.guide import REVIEWS
 from ktrdr_vm.guest.protocol import Guest, GuestResult
 from ktrdr_vm.host.git import COMMIT, COMPLETE, LIMIT, View, open_view
 from ktrdr_vm.host.repository import Repository
 
-REVIEWS = ".ktrdr/review"
-"""The folder for review comments, beneath the workspace. One numbered file for each push with comments; they are not
-committed."""
 MAX_COMMENTS = 256 * 1024
 # Tips that the guest names as known to it. More of them only make the bundle smaller.
 _MAX_TIPS = 32

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-Observer = Literal["host", "guest"]
+from ktrdr_vm.report.measurements import Observer
+
 CaseOutcome = Literal["passed", "failed", "error", "skipped"]
 
 # Failed cases of a JUnit file that the report names, and characters of their messages.

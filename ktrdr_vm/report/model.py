@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ktrdr_vm.report.junit_results import Observer, TestSummary
+from ktrdr_vm.report.junit_results import TestSummary
+from ktrdr_vm.report.measurements import Observer, Phase, Sample, Usage
 
 TaskOutcome = Literal["ok", "changed", "failed", "skipped", "ignored", "rescued"]
 GateOutcome = Literal["passed", "failed", "error", "skipped"]
@@ -40,30 +41,6 @@ class TaskResult:
     where: str = ""
     evidence: tuple[Attachment, ...] = ()
     observed: Observer = "guest"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A sample of a VM, as observed by the host: CPU seconds since its start, resident memory and disk in bytes."""
-
-    time: str
-    instance_id: str
-    cpu_s: float
-    memory: int
-    disk: int
-
-
-@dataclass(frozen=True)
-class Usage:
-    """The usage of a gate: CPU seconds; in bytes peak resident memory, growth of the disk, and traffic of connections
-    that ended in it."""
-
-    cpu_s: float
-    memory_peak: int
-    disk_growth: int
-    bytes_in: int = 0
-    bytes_out: int = 0
-    observed: Observer = "host"
 
 
 @dataclass(frozen=True)
@@ -110,17 +87,6 @@ class WorkloadResult:
             if self.outcome == "timeout"
             else "ended without an exit code: the guest was rebooted, or the workload was killed"
         )
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A phase of the run, as observed by the host: plan, create, workspace, a gate, destroy."""
-
-    name: str
-    outcome: Literal["ok", "failed"]
-    started_at: str
-    duration_s: float
-    observed: Observer = "host"
 
 
 @dataclass(frozen=True)

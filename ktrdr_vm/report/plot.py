@@ -9,7 +9,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from ktrdr_vm.report.escape import escape_line
-from ktrdr_vm.report.model import Phase, Sample
+from ktrdr_vm.report.measurements import Phase, Sample
 
 _WIDTH, _HEIGHT = 720, 120
 _MAX_POINTS = 400

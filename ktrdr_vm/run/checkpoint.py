@@ -65,15 +65,3 @@ def require_stop(instance: Instance, stop: Stop) -> None:
             where=instance.identity.instance_id,
             hint=f"`ktrdr-vm report {instance.identity.instance_id}` shows how far it is",
         )
-
-
-def refuse_stopped(instance: Instance) -> None:
-    """UsageError if a run of this instance waits for an answer: another run would destroy what the workload has done,
-    and has not sent yet."""
-    if instance.paths.stop.exists() and instance.paths.saved.exists():
-        name = instance.identity.instance_id
-        raise UsageError(
-            "its run stopped at an escalation, and the work of its agent is in the suspended VM",
-            where=name,
-            hint=f"`ktrdr-vm apply --continue {name}` continues it, `ktrdr-vm destroy {name}` gives it up",
-        )

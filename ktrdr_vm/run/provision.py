@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ktrdr_vm.egress.revision import read_revision
 from ktrdr_vm.errors import UsageError
-from ktrdr_vm.guest.personalize import personalize
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.guest.workspace import Laid, copy_in, copy_returned
 from ktrdr_vm.host.capacity import require_capacity
@@ -37,12 +37,14 @@ from ktrdr_vm.plan.changes import find_changes, require_possible, require_same_w
 from ktrdr_vm.plan.facts import TemplateFacts
 from ktrdr_vm.plan.plan import Plan, plan_from_json
 from ktrdr_vm.profile.model import Secret, Workspace
-from ktrdr_vm.report.model import StageName
 from ktrdr_vm.run.listener import Options
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.usage import Sampler
 from ktrdr_vm.templates.project import build_best, find_best
 from ktrdr_vm.templates.store import fits
+
+if TYPE_CHECKING:
+    from ktrdr_vm.report.model import StageName
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Provisioner:
     provisioning that fails leaves what was created to the teardown.
 
     `loaded` is the instance, None before it was begun or loaded; `image` is its image, None before that is in place;
-    `laid` is what was laid beneath the commits that a fresh VM verifies. `sampler` is started when the VM runs.
+    `laid` is what was laid beneath the commits that a fresh VM verifies; `verifies` is true for that VM. `sampler` is
+    started when the VM runs.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class Provisioner:
         self._options = options
         self._sampler = sampler
         self._guard: WaitingGuard | None = None
-        self._verifies = name == "verification"
+        self.verifies = name == "verification"
         # A snapshot is where the run begins, and not its verification.
         self._source = options.source if name == "base" else ""
 
@@ -123,6 +126,8 @@ class Provisioner:
         with self._phase(recorder, "boot"), announce_wait(recorder.listener.note, "waiting for SSH", limit):
             guest = loaded.connect(limit=limit)
         with self._phase(recorder, "personalize"):
+            from ktrdr_vm.guest.personalize import personalize
+
             if self._source:
                 adopt(guest, loaded.allocation.login_public_key)
             personalize(guest, plan, loaded.environment())
@@ -231,7 +236,7 @@ class Provisioner:
             return
         user, instance_id = self._plan.facts.image.user, self._plan.identity.instance_id
         with self._phase(recorder, "workspace"):
-            if not self._verifies:
+            if not self.verifies:
                 keep = self._instance.paths.loose if self._plan.profile.is_verified_apart else None
                 copy_in(repository, workspace, guest, user, instance_id, note, keep=keep)
                 return
@@ -264,7 +269,7 @@ class Provisioner:
         recorder.directory.follow_revision(partial(read_revision, self._instance.paths.guard))
 
     def _phase(self, recorder: Recorder, name: str) -> contextlib.AbstractContextManager[None]:
-        return recorder.phase(name, of="verification" if self._verifies else "")
+        return recorder.phase(name, of="verification" if self.verifies else "")
 
     def _read_secret(self, secret: Secret) -> bytes:
         return self._context.secrets[secret.name]

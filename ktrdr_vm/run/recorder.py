@@ -11,7 +11,7 @@ from typing import Any
 from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.instance.instance import Verb
-from ktrdr_vm.report.model import Phase
+from ktrdr_vm.report.measurements import Phase
 from ktrdr_vm.run.listener import Listener
 
 

@@ -2,6 +2,9 @@
 report.
 
 A run is one call, one report and one directory. It does not use the terminal, and reports its progress to a `Listener`.
+
+The modules that judge, end and report are imported when they are needed: the guest works meanwhile, and before its
+start they would delay each run.
 """
 
 from __future__ import annotations
@@ -11,35 +14,34 @@ import os
 import time
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ktrdr_vm.errors import EscalationStop, KtrdrError, LimitReached, UsageError
 from ktrdr_vm.evidence.run_directory import RunDirectory, make_run_id
 from ktrdr_vm.gates.model import Playbook
-from ktrdr_vm.guest.commits import Returned, ReturnedRef
-from ktrdr_vm.guest.loose_files import open_stored
 from ktrdr_vm.guest.workspace import Laid, require_clean
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.journal import explained
 from ktrdr_vm.host.libvirt import Libvirt
 from ktrdr_vm.host.paths import Home
-from ktrdr_vm.host.run_removal import remove_old_runs
 from ktrdr_vm.host.runs import create_run, find_run
-from ktrdr_vm.inputs.from_commits import make_fresh
 from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.instance.garbage import collect_expired
 from ktrdr_vm.instance.secret_sources import read_source
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.report.mask import SHORT, find_short
-from ktrdr_vm.report.model import GateResult, RunReport, StageName
-from ktrdr_vm.run.checkpoint import Stop, refuse_stopped, require_stop
-from ktrdr_vm.run.ending import Ending, bring_back, explain_unexpected, suspend_run
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.mask import GrowingMask
 from ktrdr_vm.run.provision import RunContext
 from ktrdr_vm.run.recorder import Recorder
-from ktrdr_vm.run.results import Results, assemble, write_report
-from ktrdr_vm.run.verification import choose_mode, sum_up
+from ktrdr_vm.run.results import Results
 from ktrdr_vm.run.vm import Stage
+
+if TYPE_CHECKING:
+    from ktrdr_vm.instance.instance import Instance
+    from ktrdr_vm.report.model import GateResult, RunReport, StageName
+    from ktrdr_vm.run.checkpoint import Stop
+    from ktrdr_vm.run.ending import Ending
 
 KEPT_RUNS = 20
 
@@ -92,6 +94,8 @@ class Run:
         with self._locks:
             stage = self._add_stage(self._gathered, "base")
             if self._stop is not None:
+                from ktrdr_vm.run.checkpoint import require_stop
+
                 require_stop(stage.instance, self._stop)
             if plan.profile.mode == "sandbox" and stage.instance.find_mode() == "interactive":
                 # A sandbox ends with its run in any case; an interactive instance must not.
@@ -101,7 +105,7 @@ class Run:
                     hint="choose another --instance-id, or destroy the instance first with `ktrdr-vm destroy`",
                 )
             if self._stop is None:
-                refuse_stopped(stage.instance)
+                _refuse_stopped(stage.instance)
             report = self._execute_locked(playbooks)
         self._export(report)
         return report
@@ -109,7 +113,6 @@ class Run:
     def _export(self, report: RunReport) -> None:
         """Send the run to the collector, if there is one. The lock is released already, and the outcome does not
         change."""
-        # Imported late, as in `_attest`: what is needed at the end would delay the beginning of each run.
         from ktrdr_vm.evidence.otel_export import report_run
 
         identity = {
@@ -158,9 +161,13 @@ class Run:
         except KtrdrError as caught:
             error = caught
         except Exception as caught:  # whatever it is, created resources are removed
+            from ktrdr_vm.run.ending import explain_unexpected
+
             error = explain_unexpected(caught, recorder, self._home)
         try:
             if self._results.limited:
+                from ktrdr_vm.run.ending import bring_back
+
                 bring_back(self._stages[0], self._results, recorder)
             report = self._finish(recorder, began, error, interrupted)
         except KeyboardInterrupt:
@@ -168,6 +175,8 @@ class Run:
             # idempotent.
             self._listener.note("interrupted; cleaning up (interrupt again to stop immediately)")
             report = self._finish(recorder, began, error, interrupted=True)
+        from ktrdr_vm.host.run_removal import remove_old_runs
+
         with contextlib.suppress(OSError):
             remove_old_runs(path.parent, KEPT_RUNS)
         return report
@@ -195,6 +204,8 @@ class Run:
             self._results.workload = stage.run_workload(recorder, again=self._stop is not None)
             self._results.returned = stage.harvest.pull(recorder)
             stage.harvest.fetch_notes(recorder)
+        from ktrdr_vm.run.verification import choose_mode, sum_up
+
         refused = "" if self._results.passed else "an earlier gate or the workload failed"
         if choose_mode(stage.plan.profile) == "same":
             judged = stage.as_worked().run_gates(playbooks[1:], recorder, refused=refused)
@@ -207,6 +218,9 @@ class Run:
 
     def _judge(self, stage: Stage) -> None:
         """The verdict about the commit of `ktrdr-vm verify`, whose gates ran in a VM that nothing else was in."""
+        from ktrdr_vm.guest.commits import Returned, ReturnedRef
+        from ktrdr_vm.run.verification import sum_up
+
         base = self._gathered.base
         if base is not None:
             self._results.gates = tuple(replace(gate, stage="verification") for gate in self._results.gates)
@@ -215,6 +229,10 @@ class Run:
 
     def _verify(self, playbooks: list[Playbook], recorder: Recorder, refused: str) -> None:
         """All gates again, in a fresh VM. The VM of the workload is destroyed before, unless it is to be kept."""
+        from ktrdr_vm.guest.loose_files import open_stored
+        from ktrdr_vm.inputs.from_commits import make_fresh
+        from ktrdr_vm.run.verification import sum_up
+
         # Opened before the VM of the workload is destroyed with its files.
         loose = self._locks.enter_context(open_stored(self._stages[0].instance.paths.loose))
         gathered = make_fresh(self._gathered, self._results.returned, loose)
@@ -250,6 +268,8 @@ class Run:
     def _finish(self, recorder: Recorder, began: float, error: KtrdrError | None, interrupted: bool) -> RunReport:
         """Suspend or destroy each instance with its evidence, then report. An error of a step is recorded, and the next
         step runs."""
+        from ktrdr_vm.run.ending import Ending, explain_unexpected
+
         ending = Ending(error, partial(explain_unexpected, recorder=recorder, home=self._home))
         failed = error is not None or interrupted or not self._results.passed
         kept = False
@@ -280,6 +300,8 @@ class Run:
     def _report(self, recorder: Recorder, began: float, ending: Ending, interrupted: bool, kept: bool) -> RunReport:
         """Assemble and write the report. A failure to write it is an error of the run, which the returned report
         contains."""
+        from ktrdr_vm.run.assembly import assemble, write_report
+
         assembled = assemble(
             self._results,
             self._stages,
@@ -310,6 +332,8 @@ class Run:
             return None
 
     def _suspend(self, recorder: Recorder) -> None:
+        from ktrdr_vm.run.ending import suspend_run
+
         # An escalation is one of the workload, whose VM is the only one.
         [stage] = self._stages
         suspend_run(stage, self._results, self._options, recorder)
@@ -323,3 +347,15 @@ class Run:
         if stage.plan.profile.mode == "interactive":
             return True
         return self._options.keep == "always" or (self._options.keep == "on-failure" and failed)
+
+
+def _refuse_stopped(instance: Instance) -> None:
+    """UsageError if a run of this instance waits for an answer: another run would destroy what the workload has done,
+    and has not sent yet."""
+    if instance.paths.stop.exists() and instance.paths.saved.exists():
+        name = instance.identity.instance_id
+        raise UsageError(
+            "its run stopped at an escalation, and the work of its agent is in the suspended VM",
+            where=name,
+            hint=f"`ktrdr-vm apply --continue {name}` continues it, `ktrdr-vm destroy {name}` gives it up",
+        )

@@ -7,11 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.clock import now
 from ktrdr_vm.host.libvirt import Libvirt
-from ktrdr_vm.report.model import GateResult, Sample, Usage
+from ktrdr_vm.report.measurements import Sample, Usage
+
+if TYPE_CHECKING:
+    from ktrdr_vm.report.model import GateResult
 
 PERIOD_S = 2.0
 # A long run keeps every second sample, then every second of those.

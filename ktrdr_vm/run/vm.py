@@ -1,12 +1,16 @@
-"""One VM of a run: that of the workload, or the fresh one that verifies its commits."""
+"""One VM of a run: that of the workload, or the fresh one that verifies its commits.
+
+What is needed after the guest has answered is imported then; before, it would delay each run.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from ktrdr_vm.approvals.apply import find_pending, find_stop, reapply
 from ktrdr_vm.errors import EscalationStop, GuestError, KtrdrError, ProvisionError, ResidueError
 from ktrdr_vm.gates.model import Playbook
 from ktrdr_vm.guest.protocol import Guest
@@ -21,13 +25,14 @@ from ktrdr_vm.inputs.resolve import Gathered
 from ktrdr_vm.instance.diagnosis import explain_loss
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.instance.loaded import LoadedInstance
-from ktrdr_vm.report.model import GateResult, StageName, WorkloadResult
-from ktrdr_vm.run.collect import Harvest
 from ktrdr_vm.run.listener import Options
 from ktrdr_vm.run.provision import Provisioner, RunContext
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.usage import Sampler, measure_gate
-from ktrdr_vm.run.workload import run_workload, stop_workload
+
+if TYPE_CHECKING:
+    from ktrdr_vm.report.model import GateResult, StageName, WorkloadResult
+    from ktrdr_vm.run.collect import Harvest
 
 
 class Stage:
@@ -46,8 +51,6 @@ class Stage:
         self.gathered = gathered
         self.plan = gathered.plan
         self.instance = Instance(home, gathered.plan.identity, libvirt)
-        folder = "verification" if name == "verification" else ""
-        self.harvest = Harvest(gathered, self.instance.paths, self.connect, folder=folder, since=context.since)
         self.destroyed = False
         self.sampler = Sampler(
             libvirt, gathered.plan.identity.domain, gathered.plan.identity.instance_id, ended=self.hang_up
@@ -72,6 +75,18 @@ class Stage:
         """What was laid beneath the commits that this VM verifies."""
         return self._provisioner.laid
 
+    @functools.cached_property
+    def harvest(self) -> Harvest:
+        """What is fetched from the instance."""
+        from ktrdr_vm.run.collect import Harvest
+
+        folder, since = self._folder, self._context.since
+        return Harvest(self.gathered, self.instance.paths, self.connect, folder=folder, since=since)
+
+    @property
+    def _folder(self) -> str:
+        return "verification" if self._provisioner.verifies else ""
+
     def connect(self) -> Guest:
         """The guest, over a connection that lives."""
         return self.loaded.connect()
@@ -89,6 +104,8 @@ class Stage:
 
     def resume(self, recorder: Recorder) -> None:
         """Resume an instance that was suspended until its escalation was answered; what was approved is applied."""
+        from ktrdr_vm.approvals.apply import find_pending, reapply
+
         loaded = self._provisioner.load()
         if pending := find_pending(loaded):
             raise self._stop(pending[0])
@@ -101,6 +118,8 @@ class Stage:
         self, playbooks: Iterable[Playbook], recorder: Recorder, *, refused: str = ""
     ) -> tuple[GateResult, ...]:
         """Run gates in order until one does not pass; the others are skipped. `refused` is the reason to skip all."""
+        from ktrdr_vm.report.model import GateResult
+
         results: list[GateResult] = []
         for playbook in playbooks:
             if not refused and any(result.outcome != "passed" for result in results):
@@ -131,10 +150,10 @@ class Stage:
                 self.loaded.guard.pass_gate(gate)
 
     def _run_gate(self, playbook: Playbook, recorder: Recorder) -> GateResult:
-        # Imported late: a run without gates needs none of it, and the others need it when the guest answers.
         from ktrdr_vm.gates.context import GateContext
         from ktrdr_vm.gates.load import place_playbook
         from ktrdr_vm.gates.runner import run_playbook
+        from ktrdr_vm.report.model import GateResult
 
         try:
             guest = self.connect()
@@ -172,6 +191,9 @@ class Stage:
         workload = self.plan.profile.workload
         if workload is None:
             return None
+        from ktrdr_vm.approvals.apply import find_pending, find_stop
+        from ktrdr_vm.run.workload import run_workload
+
         policy = self.gathered.policy
         with self._phase(recorder, "workload"):
             result = run_workload(
@@ -191,6 +213,8 @@ class Stage:
 
     def stop_workload(self) -> None:
         """Kill what of the workload still runs."""
+        from ktrdr_vm.run.workload import stop_workload
+
         stop_workload(self.connect)
 
     def as_worked(self) -> Stage:
@@ -254,7 +278,7 @@ class Stage:
     # -- parts ------------------------------------------------------------------------------------------------------
 
     def _phase(self, recorder: Recorder, name: str) -> contextlib.AbstractContextManager[None]:
-        return recorder.phase(name, of=self.harvest.folder)
+        return recorder.phase(name, of=self._folder)
 
     @property
     def _environment(self) -> dict[str, str]:

@@ -20,7 +20,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 from ktrdr_vm.report.html import render_html
-from ktrdr_vm.report.model import Denial, GateResult, Phase, RunReport, Sample, TaskResult
+from ktrdr_vm.report.measurements import Phase, Sample
+from ktrdr_vm.report.model import Denial, GateResult, RunReport, TaskResult
 
 TASKS, FAILED_EVERY, OUTPUT = 2000, 100, 25_000
 MOST_BYTES = 5_000_000

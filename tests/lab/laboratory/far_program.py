@@ -29,9 +29,9 @@ from ktrdr_vm.places import attempt, open
 from ktrdr_vm.places.request import Request
 from ktrdr_vm.places.secret_values import Values
 from ktrdr_vm.report.model import Commits, GateResult, RunReport
+from ktrdr_vm.run.assembly import Assembled, write_report
 from ktrdr_vm.run.listener import Listener
 from ktrdr_vm.run.recorder import Recorder
-from ktrdr_vm.run.results import Assembled, write_report
 
 SECRET = "hunter2hunter2"
 WHO = {

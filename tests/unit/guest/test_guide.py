@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ktrdr_vm.guest.guide import NOTE_FILES, make_facts, render_guide
-from ktrdr_vm.guest.push import REVIEWS
+from ktrdr_vm.guest.guide import NOTE_FILES, REVIEWS, make_facts, render_guide
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.plan.facts import Facts, ImageFacts
 from ktrdr_vm.plan.plan import Plan

@@ -10,7 +10,8 @@ import pytest
 
 from ktrdr_vm.report.compare import compare_reports
 from ktrdr_vm.report.json import decode_report, render_report_json
-from ktrdr_vm.report.model import Allowance, Denial, GateResult, Phase, RunReport, TaskResult
+from ktrdr_vm.report.measurements import Phase
+from ktrdr_vm.report.model import Allowance, Denial, GateResult, RunReport, TaskResult
 
 
 def report(

@@ -18,6 +18,7 @@ from ktrdr_vm.evidence.reader import parse_report
 from ktrdr_vm.report.decode import DecodeError, decode
 from ktrdr_vm.report.json import decode_report, render_report_json
 from ktrdr_vm.report.junit_results import TestSummary
+from ktrdr_vm.report.measurements import Usage
 from ktrdr_vm.report.model import (
     Allowance,
     AnswerRow,
@@ -27,7 +28,6 @@ from ktrdr_vm.report.model import (
     GateResult,
     RunReport,
     TaskResult,
-    Usage,
     Verification,
     WorkloadResult,
 )

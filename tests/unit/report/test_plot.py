@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ktrdr_vm.report.model import GateResult, Phase, Sample
+from ktrdr_vm.report.measurements import Phase, Sample
+from ktrdr_vm.report.model import GateResult
 from ktrdr_vm.report.plot import render_timeline, render_usage
 from ktrdr_vm.run.usage import measure_gate
 

@@ -19,6 +19,7 @@ from ktrdr_vm.report.html import render_html
 from ktrdr_vm.report.json import render_report_json
 from ktrdr_vm.report.junit import render_junit
 from ktrdr_vm.report.junit_results import FailedCase, TestSummary
+from ktrdr_vm.report.measurements import Phase
 from ktrdr_vm.report.model import (
     Allowance,
     AnswerRow,
@@ -27,7 +28,6 @@ from ktrdr_vm.report.model import (
     Denial,
     EscalationRow,
     GateResult,
-    Phase,
     RunReport,
     TaskResult,
     WorkloadResult,

@@ -11,13 +11,11 @@ import pytest
 from test_endings import destroyed, execute, make_run, raise_
 
 from ktrdr_vm.errors import HostError, KtrdrError
-from ktrdr_vm.evidence import junit_files
 from ktrdr_vm.evidence.run_directory import RunDirectory
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance.instance import Instance
-from ktrdr_vm.report import html, junit
 from ktrdr_vm.report.model import Artifact
-from ktrdr_vm.run import results as outcome
+from ktrdr_vm.run import assembly
 from ktrdr_vm.run.collect import Harvest
 from ktrdr_vm.run.vm import Stage
 
@@ -32,14 +30,14 @@ STEPS: dict[str, tuple[Any, str]] = {
     "console": (RunDirectory, "keep_console"),
     "ledger": (RunDirectory, "keep_ledger"),
     "escalations": (Harvest, "_keep_escalations"),
-    "network": (outcome, "sum_up_egress"),
-    "denials": (outcome, "explain_denials"),
-    "tests": (junit_files, "read_test_files"),
-    "first lines": (outcome, "find_first_lines"),
+    "network": (assembly, "sum_up_egress"),
+    "denials": (assembly, "explain_denials"),
+    "tests": (assembly, "read_test_files"),
+    "first lines": (assembly, "find_first_lines"),
     "event": (RunDirectory, "event"),
-    "json": (outcome, "render_report_json"),
-    "junit": (junit, "render_junit"),
-    "html": (html, "render_html"),
+    "json": (assembly, "render_report_json"),
+    "junit": (assembly, "render_junit"),
+    "html": (assembly, "render_html"),
     "close": (RunDirectory, "close"),
 }
 

@@ -13,10 +13,12 @@ from ktrdr_vm.egress.ledger_totals import MOST_TOTALS
 from ktrdr_vm.errors import EscalationStop, GuestError, HostError, KtrdrError, UsageError
 from ktrdr_vm.evidence.run_directory import MAX_CONSOLE
 from ktrdr_vm.host.run_removal import KEPT_DAYS
-from ktrdr_vm.report.model import GateResult, Phase, WorkloadResult
+from ktrdr_vm.report.measurements import Phase
+from ktrdr_vm.report.model import GateResult, WorkloadResult
 from ktrdr_vm.run import usage
+from ktrdr_vm.run.assembly import MAX_CHANGED
 from ktrdr_vm.run.ending import bring_back
-from ktrdr_vm.run.results import MAX_CHANGED, Results
+from ktrdr_vm.run.results import Results
 from ktrdr_vm.run.run import KEPT_RUNS
 from ktrdr_vm.run.usage import PERIOD_S, Sampler
 

@@ -58,7 +58,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     image: Any = SimpleNamespace(virtual_size=1)
     monkeypatch.setattr(provision, "ensure_image", note("image", image))
     monkeypatch.setattr(provision, "build_best", note("template", object()))
-    monkeypatch.setattr(provision, "personalize", note("identity and Docker"))
+    monkeypatch.setattr("ktrdr_vm.guest.personalize.personalize", note("identity and Docker"))
     monkeypatch.setattr(provision, "copy_in", note("workspace"))
     monkeypatch.setattr(provision, "copy_returned", note("workspace", provision.Laid()))
     monkeypatch.setattr(Provisioner, "_create", note("resources", loaded))
@@ -117,7 +117,7 @@ def work(made: Run) -> None:
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.GrowingMask, "follow", lambda *_: None)
     monkeypatch.setattr("ktrdr_vm.run.vm.Sampler", lambda *_, **__: SimpleNamespace(start=lambda: None))
-    monkeypatch.setattr(run, "open_stored", lambda _: contextlib.nullcontext(None))
+    monkeypatch.setattr("ktrdr_vm.guest.loose_files.open_stored", lambda _: contextlib.nullcontext(None))
 
 
 def test_the_steps_come_in_the_order_of_the_page(tmp_path: Path, log: list[str]) -> None:

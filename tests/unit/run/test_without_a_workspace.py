@@ -35,7 +35,7 @@ def test_a_workload_begins_in_the_workspace(
         asked.append((workload, options))
         return ended
 
-    monkeypatch.setattr(vm, "run_workload", run_workload)
+    monkeypatch.setattr("ktrdr_vm.run.workload.run_workload", run_workload)
     stage: Any = SimpleNamespace(
         plan=SimpleNamespace(profile=build_profile(DOCUMENT | more)),
         gathered=SimpleNamespace(policy=None),
