@@ -1,7 +1,8 @@
-"""`DIRECTORY ROLE UID CHANNEL CONFIG LISTENER...`: the guard's resolver or its inbox, a process without privileges.
+"""`DIRECTORY ROLE CHANNEL`: the guard's resolver or its inbox, a process without privileges.
 
-It handles one request of its own, which imports all modules, drops its privileges, and handles another one, which
-checks that everything is still readable. Then it notifies the guard that it serves.
+It handles one request of its own, which imports all modules, and waits on the channel for its user, its configuration
+and its listeners. It drops its privileges, and handles another request, which checks that everything is still readable.
+Then it notifies the guard that it serves.
 """
 
 from __future__ import annotations
@@ -11,10 +12,18 @@ import os
 import socket
 import sys
 import traceback as traceback  # prints the error at the end; imported before the privileges are dropped
+from typing import Any, NamedTuple
 
 from ktrdr_vm.egress.supervised_child import SERVES
 from ktrdr_vm.host.owner import forbid_cores
-from ktrdr_vm.host.privileges import drop_privileges, leave_network
+from ktrdr_vm.host.privileges import die_with, drop_privileges, leave_network
+
+
+class _Given(NamedTuple):
+    uid: int
+    config: dict[str, Any]
+    listeners: list[socket.socket]
+
 
 # Each encoding that `json.loads` detects in bytes. Python imports an encoding at its first use.
 _ENCODINGS = (
@@ -32,12 +41,9 @@ _ENCODINGS = (
 
 
 def main() -> None:
-    role, uid, descriptors, parent = sys.argv[2], int(sys.argv[3]), [int(word) for word in sys.argv[4:]], os.getppid()
+    role, channel, parent = sys.argv[2], socket.socket(fileno=int(sys.argv[3])), os.getppid()
     forbid_cores()
-    channel = socket.socket(fileno=descriptors[0])
-    with os.fdopen(descriptors[1], "rb") as file:
-        config = json.load(file)
-    listeners = [socket.socket(fileno=one) for one in descriptors[2:]]
+    die_with(parent)
     for encoding in _ENCODINGS:
         json.loads('{"name": "é"}'.encode(encoding, "replace").decode(encoding))
     "name.example".encode("idna")
@@ -45,16 +51,30 @@ def main() -> None:
         from ktrdr_vm.egress.resolver.process import rehearse_resolver, run_resolver
 
         rehearse_resolver()
-        drop_privileges(uid, parent)
+        if (given := _receive(channel)) is None:
+            return
+        drop_privileges(given.uid, parent)
         rehearse_resolver()
         channel.send(SERVES)
-        run_resolver(config, listeners[0], listeners[1], listeners[2], channel)
+        run_resolver(given.config, given.listeners[0], given.listeners[1], given.listeners[2], channel)
     else:
         from ktrdr_vm.escalation.inbox import rehearse_inbox, run_inbox
 
         rehearse_inbox()
+        if (given := _receive(channel)) is None:
+            return
         leave_network()
-        drop_privileges(uid, parent)
+        drop_privileges(given.uid, parent)
         rehearse_inbox()
         channel.send(SERVES)
-        run_inbox(listeners[0], channel)
+        run_inbox(given.listeners[0], channel)
+
+
+def _receive(channel: socket.socket) -> _Given | None:
+    """Wait for what the guard gives; None if the guard has ended."""
+    uid, descriptors, _, _ = socket.recv_fds(channel, 32, 8)
+    if not uid:
+        return None
+    with os.fdopen(descriptors[0], "rb") as file:
+        config = json.load(file)
+    return _Given(int(uid), config, [socket.socket(fileno=one) for one in descriptors[1:]])

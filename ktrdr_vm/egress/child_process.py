@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,30 +47,44 @@ def listen_unix(path: Path) -> socket.socket:
     return made
 
 
-def start_child(
-    directory: Path, role: str, config: Mapping[str, Any], listeners: tuple[socket.socket, ...], uid: int
-) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a child that becomes `uid`, with the listeners and a channel. Returns it, with a pipe as its standard
-    error, and the guard's end of the channel.
+@dataclass(frozen=True)
+class WaitingChild:
+    """A child that loads its modules and waits for its listeners. It ends with this end of its channel."""
+
+    started: subprocess.Popen[bytes]
+    channel: socket.socket
+
+    def serve(self, config: Mapping[str, Any], listeners: tuple[socket.socket, ...], uid: int) -> None:
+        """Let it become `uid`, and serve. OSError if it has ended; it is reaped then."""
+        with os.fdopen(os.memfd_create("config"), "w+b") as file:
+            file.write(json.dumps(config).encode())
+            file.seek(0)
+            try:
+                socket.send_fds(self.channel, [b"%d" % uid], [file.fileno(), *(one.fileno() for one in listeners)])
+            except OSError:
+                self.channel.close()
+                self.started.kill()
+                self.started.wait()
+                raise
+        self.channel.setblocking(False)
+
+
+def start_child(directory: Path, role: str) -> WaitingChild:
+    """Start a child, with a pipe as its standard error.
 
     The child is a separate program and not a fork: a fork would contain the memory of the guard, including credentials,
     and the guard would have to import the modules of the child.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs, os.fdopen(os.memfd_create("config"), "w+b") as file:
-        file.write(json.dumps(config).encode())
-        file.seek(0)
-        descriptors = [theirs.fileno(), file.fileno(), *(one.fileno() for one in listeners)]
-        words: list[str | Path] = [directory, role, str(uid), *map(str, descriptors)]
+    with theirs:
         started = process.start_module(
             "ktrdr_vm.egress.child_main",
-            words,
-            pass_fds=descriptors,
+            [directory, role, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
             streams=process.Streams(stderr=subprocess.PIPE),
             new_session=False,
         )
-    ours.setblocking(False)
-    return started, ours
+    return WaitingChild(started, ours)
 
 
 def start_proxy(configuration: Path, listeners: Mapping[str, socket.socket], uid: int) -> subprocess.Popen[bytes]:

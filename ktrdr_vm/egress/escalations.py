@@ -50,8 +50,10 @@ class EscalationSupervisor:
 
     def start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         """Start the inbox as a child without privileges. Returns it and the channel of its requests."""
-        started, self.channel = start_child(self._directory, "inbox", {}, (self._listener,), self._uid)
-        return started, self.channel
+        child = start_child(self._directory, "inbox")
+        child.serve({}, (self._listener,), self._uid)
+        self.channel = child.channel
+        return child.started, self.channel
 
     def answer(self, raw: bytes) -> None:
         """Answer one request of the inbox. An error in it is sent as the answer."""

@@ -14,19 +14,16 @@ fails closed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ktrdr_vm.egress.child_process import start_proxy
+from ktrdr_vm.egress.child_process import WaitingChild, start_proxy
 from ktrdr_vm.egress.client import MAX_REQUEST, read_line
 from ktrdr_vm.egress.connection_check import Judge
 from ktrdr_vm.egress.delivered_values import DeliveredValues
@@ -36,12 +33,11 @@ from ktrdr_vm.egress.grants.enforcer import Granting
 from ktrdr_vm.egress.proxy.resolved_addresses import Given
 from ktrdr_vm.egress.resolver.supervisor import ResolverSupervisor
 from ktrdr_vm.egress.supervised_child import ChannelChild, Source, SupervisedChild
-from ktrdr_vm.egress.works import Works, open_works
+from ktrdr_vm.egress.works import Works
 from ktrdr_vm.errors import KtrdrError
 from ktrdr_vm.host.name_servers import find_upstreams
 from ktrdr_vm.host.nft import list_table
 from ktrdr_vm.host.on_link import find_on_link
-from ktrdr_vm.host.owner import forbid_cores
 from ktrdr_vm.plan.guard_interface import DNS_PORT, INBOX_PORT, OTLP_PORT
 
 if TYPE_CHECKING:
@@ -54,7 +50,7 @@ class Guard:
     """The main loop. The constructor stores and connects what is already open, `start` starts the guard, and `run`
     serves until it is stopped."""
 
-    def __init__(self, works: Works) -> None:
+    def __init__(self, works: Works, resolver: WaitingChild | None = None) -> None:
         config, ledger, sets, proxy = works.config, works.ledger, works.sets, works.proxy
         self.works = works
         self.directory = works.directory
@@ -88,6 +84,7 @@ class Guard:
             self.granting,
             self.given,
             ledger,
+            resolver,
         )
         self.judge = Judge(config["gateway"], find_services(config), sets, proxy, self.granting)
         self.proxy_log = ProxyLog(ledger, sets, self.granting, proxy)
@@ -96,7 +93,7 @@ class Guard:
 
     def start(self) -> None:
         """Start the resolver, and take over what an earlier guard has left. The other children are started in `run`."""
-        # Started first, because its imports take longer than the rest. It asks nobody before `run` answers it.
+        # It asks nobody before `run` answers it.
         self.parts["resolver"].poll()
         with self.sets.together():
             self.sets.set_upstreams(find_upstreams())
@@ -296,28 +293,3 @@ def find_services(config: dict[str, Any]) -> dict[int, str]:
     if config["telemetry"]:
         found[OTLP_PORT] = "telemetry"
     return found | {int(route["port"]): "broker" for route in config["brokers"]}
-
-
-def main() -> None:
-    """`DIRECTORY`. Does nothing until a byte can be read from descriptor 0, and ends if that is closed before.
-
-    Descriptor 1 is a pipe, to which a line is written when the guard serves.
-    """
-    # No core dumps: the memory of the guard and of its children contains secrets.
-    forbid_cores()
-    if not os.read(0, 1):
-        return
-    directory = Path(sys.argv[1])
-    lock = os.open(directory / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    try:
-        guard = Guard(open_works(directory))
-        guard.start()
-    except (KtrdrError, OSError) as error:
-        # This is the last line of guard.log, which the program that started the guard shows.
-        os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
-        return
-    os.write(1, b"ready\n")
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)
-    guard.run()

@@ -27,7 +27,7 @@ from ktrdr_vm.instance.backing import open_template
 from ktrdr_vm.instance.diagnosis import ENDED
 from ktrdr_vm.instance.lane import Lane
 from ktrdr_vm.instance.resources import find_resource, find_secrets, make_resources
-from ktrdr_vm.instance.resources.base import Blueprint, Notify, Resource, Target, quiet
+from ktrdr_vm.instance.resources.base import Blueprint, LaneName, Notify, Resource, Target, quiet
 from ktrdr_vm.instance.resources.tap import close_unguarded, is_guarded
 from ktrdr_vm.instance.waiting_guard import WaitingGuard
 from ktrdr_vm.plan.facts import Allocation, TemplateFacts
@@ -160,12 +160,15 @@ class LoadedInstance:
         """Create the missing resources up to the running domain. Mounts and secrets follow in `complete`. `guard` is a
         process that was started for it already.
 
-        Another thread creates namespace, firewall and guard, in order, in parallel with disk, tap and the paused VM.
-        The guest executes no instruction before they exist.
+        Two other threads create the disk, and namespace, firewall and guard, in order, in parallel with seed, tap and
+        the paused VM. The guest executes no instruction before they exist.
         """
-        with Lane() as lane:
+        with Lane() as isolation, Lane() as disk:
             blueprint = replace(
-                self.make_blueprint(read_secret, mount_roots), await_isolation=lane.wait, waiting_guard=guard
+                self.make_blueprint(read_secret, mount_roots),
+                await_disk=disk.wait,
+                await_isolation=isolation.wait,
+                waiting_guard=guard,
             )
             resources = [one for one in make_resources(self.target, blueprint) if not one.needs_guest]
             # With a process that waits there was no guard before.
@@ -174,9 +177,11 @@ class LoadedInstance:
                     # A guard of an earlier plan would restore the earlier rules. Without a guard nothing leaves until
                     # the new one serves.
                     earlier.stop()
-            lane.begin([partial(self.ensure, one, notify) for one in resources if one.is_independent])
+            lanes: dict[LaneName, Lane] = {"disk": disk, "isolation": isolation}
+            for name, lane in lanes.items():
+                lane.begin([partial(self.ensure, one, notify) for one in resources if one.lane == name])
             for resource in resources:
-                if not resource.is_independent:
+                if resource.lane is None:
                     self.ensure(resource, notify)
 
     def complete(self, *, read_secret: SecretReader, mount_roots: tuple[str, ...], notify: Notify = quiet) -> None:

@@ -54,7 +54,7 @@ def start_guard(directory: Path) -> WaitingGuard:
     )
     with os.fdopen(log_file, "ab") as log:
         started = process.start_module(
-            "ktrdr_vm.egress.guard",
+            "ktrdr_vm.egress.guard_main",
             [directory],
             environment=_name_configuration(),
             streams=process.Streams(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log),

@@ -40,12 +40,13 @@ def test_it_does_nothing_before_it_may_serve_and_ends_when_nobody_can_tell_it(la
     waiting = start_guard(folder)
     try:
         wait_until(lambda: has_loaded(waiting.started.pid), "it has loaded its modules", 30)
-        assert [path.name for path in folder.iterdir()] == ["guard.log"] and find_guards(folder) == [
-            waiting.started.pid
-        ]
+        # The guard and its resolver, which has no socket yet.
+        assert [path.name for path in folder.iterdir()] == ["guard.log"]
+        assert waiting.started.pid in find_guards(folder) and len(find_guards(folder)) == 2
         assert waiting.started.stdin is not None
         waiting.started.stdin.close()
         assert waiting.started.wait(30) == 0
+        wait_until(lambda: not find_guards(folder), "the resolver has ended", 5)
         assert [path.name for path in folder.iterdir()] == ["guard.log"] and (folder / "guard.log").read_bytes() == b""
     finally:
         waiting.started.kill()

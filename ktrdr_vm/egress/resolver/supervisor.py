@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_vm.egress.allow_sets import AllowSets
-from ktrdr_vm.egress.child_process import start_child
+from ktrdr_vm.egress.child_process import WaitingChild, start_child
 from ktrdr_vm.egress.grants.enforcer import Granting
 from ktrdr_vm.egress.ledger import Ledger
 from ktrdr_vm.egress.proxy.resolved_addresses import Given
@@ -21,7 +21,7 @@ from ktrdr_vm.errors import KtrdrError
 class ResolverSupervisor:
     """`listeners` are the resolver's sockets: UDP and TCP for the guest, and UDP for the proxy.
 
-    `config` is its policy and the owner's exceptions.
+    `config` is its policy and the owner's exceptions; `waiting` is a resolver that was started already.
     """
 
     channel: socket.socket | None = None
@@ -36,8 +36,10 @@ class ResolverSupervisor:
         granting: Granting,
         given: Given,
         ledger: Ledger,
+        waiting: WaitingChild | None = None,
     ) -> None:
         self._directory = directory
+        self._waiting = waiting
         self._config = config
         self._listeners = listeners
         self._uid = uid
@@ -50,9 +52,10 @@ class ResolverSupervisor:
     def start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         """Start the process. Returns it and the channel of its messages."""
         config = {**self._config, **self._grants().to_json()}
-        started, self.channel = start_child(self._directory, "resolver", config, self._listeners, self._uid)
-        self._outdated = False
-        return started, self.channel
+        child, self._waiting = self._waiting or start_child(self._directory, "resolver"), None
+        child.serve(config, self._listeners, self._uid)
+        self.channel, self._outdated = child.channel, False
+        return child.started, self.channel
 
     def _grants(self) -> Grants:
         return Grants([[grant, policy.to_json()] for grant, policy in self._granting.rules.grants])

@@ -55,6 +55,9 @@ class Target:
             raise UsageError(f"{name} is suspended", where=name, hint=f"`ktrdr-vm resume {name}` starts it")
 
 
+LaneName = Literal["disk", "isolation"]
+
+
 @dataclass(frozen=True)
 class Blueprint:
     """The specification of the resources. Needed to create and to verify."""
@@ -73,6 +76,8 @@ class Blueprint:
     """Folders of the owner's policy that mounts may come from, besides the workspace."""
     waiting_guard: WaitingGuard | None = None
     """A process of the guard that was started before; without one, the guard's creation starts it."""
+    await_disk: Callable[[], None] = lambda: None
+    """Returns when the disk exists, and raises what its creation raised."""
     await_isolation: Callable[[], None] = lambda: None
     """Returns when everything between the guest and the network exists, and raises what its creation raised."""
 
@@ -95,8 +100,9 @@ class Resource(ABC):
     """It stays while the instance is suspended."""
     isolates: ClassVar[bool] = False
     """It is between the guest and the network."""
-    is_independent: ClassVar[bool] = False
-    """It is created in parallel with the disk and the paused VM, which do not need it before the guest runs."""
+    lane: ClassVar[LaneName | None] = None
+    """The lane in which it is created, in parallel with the rest. The VM waits for its disk before QEMU starts, and for
+    what isolates it before the guest runs."""
     restores_plan: ClassVar[bool] = False
     """A process of it restores what differs from its plan: it is stopped before another plan is applied."""
 

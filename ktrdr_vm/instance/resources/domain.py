@@ -53,6 +53,7 @@ class Domain(Resource):
             self.blueprint.documents["domain.xml"],
             plan.profile.mode == "interactive",
         )
+        self.blueprint.await_disk()
         template = self.blueprint.template
         if template is None or not template.thaw:
             if plan.facts.lending.memory:

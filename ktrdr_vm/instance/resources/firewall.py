@@ -22,7 +22,7 @@ from ktrdr_vm.instance.resources.base import Resource
 class Firewall(Resource):
     kind = "firewall"
     isolates = True
-    is_independent = True
+    lane = "isolation"
 
     @property
     def name(self) -> str:

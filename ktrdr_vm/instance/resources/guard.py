@@ -29,7 +29,7 @@ PROXY = 0o440
 class Guard(Resource):
     kind = "guard"
     isolates = True
-    is_independent = True
+    lane = "isolation"
     restores_plan = True
 
     @property

@@ -17,7 +17,7 @@ _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 class Namespace(Resource):
     kind = "namespace"
     isolates = True
-    is_independent = True
+    lane = "isolation"
 
     @property
     def name(self) -> str:

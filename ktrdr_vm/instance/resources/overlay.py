@@ -39,6 +39,7 @@ def copy_boot_files(image: ImageFacts, directory: Path) -> None:
 class Overlay(Resource):
     kind = "overlay"
     survives_suspend = True
+    lane = "disk"
 
     @property
     def name(self) -> str:

@@ -27,7 +27,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from ktrdr_vm.approvals import apply as answers
 from ktrdr_vm.approvals.loans import add_loan, remove_loan
 from ktrdr_vm.egress import client as control
-from ktrdr_vm.egress import guard
+from ktrdr_vm.egress import guard_main
 from ktrdr_vm.escalation.packet import parse_packet
 from ktrdr_vm.guest import agent
 from ktrdr_vm.guest.ssh import SshGuest
@@ -125,8 +125,8 @@ def _arm_guard(key: str) -> None:
     start = process.start
 
     def started(argv: list[Any], **more: Any) -> Any:
-        if "ktrdr_vm.egress.guard" in argv:
-            argv = [sys.executable, "-P", "-s", __file__, "guard", "ktrdr_vm.egress.guard", key, argv[-1]]
+        if "ktrdr_vm.egress.guard_main" in argv:
+            argv = [sys.executable, "-P", "-s", __file__, "guard", "ktrdr_vm.egress.guard_main", key, argv[-1]]
         return start(argv, **more)
 
     process.start = started  # type: ignore[assignment]
@@ -247,7 +247,7 @@ def main() -> None:
         key, directory = sys.argv[3:]
         arm(all_cells()[key])
         sys.argv = [sys.argv[0], directory]
-        guard.main()
+        guard_main.main()
         return
     profile, instance_id, key = sys.argv[1:]
     cell = all_cells()[key]

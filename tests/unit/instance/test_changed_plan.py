@@ -87,7 +87,7 @@ def test_a_guard_of_an_earlier_plan_ends_before_the_firewall_changes(
 
     class Fake:
         needs_guest = False
-        is_independent = True
+        lane = "isolation"
 
         def __init__(self, kind: str) -> None:
             self.kind, self.restores_plan = kind, kind == "guard"

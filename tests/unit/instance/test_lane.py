@@ -102,42 +102,47 @@ def test_a_signal_leaves_no_step_behind(fails: bool) -> None:
         signal.signal(signal.SIGUSR2, before)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_guest_runs_only_once_everything_that_isolates_it_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callable[..., Journal], fails: bool
+@pytest.mark.parametrize("fails", ["", "overlay", "firewall"])
+def test_qemu_waits_for_its_disk_and_the_guest_for_everything_that_isolates_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_instance: Callable[..., Journal], fails: str
 ) -> None:
     done: list[str] = []
-    paused = threading.Event()
+    asked, paused = threading.Event(), threading.Event()
 
     class Fake:
         needs_guest = restores_plan = False
 
         def __init__(self, kind: str, blueprint: Blueprint) -> None:
             self.kind, self.blueprint = kind, blueprint
-            self.is_independent = kind in ("firewall", "guard")
+            self.lane = {"overlay": "disk", "domain": None}.get(kind, "isolation")
 
         def make(self) -> None:
             if self.kind == "domain":
+                asked.set()
+                self.blueprint.await_disk()
+                done.append("QEMU")
                 paused.set()
                 self.blueprint.await_isolation()
             else:
-                assert paused.wait(10)
-                if fails:
+                assert (asked if self.kind == "overlay" else paused).wait(10)
+                if fails == self.kind:
                     fail()
             done.append(self.kind)
 
     monkeypatch.setattr(
         "ktrdr_vm.instance.loaded.make_resources",
-        lambda _target, blueprint: tuple(Fake(kind, blueprint) for kind in ("firewall", "guard", "domain")),
+        lambda _target, blueprint: tuple(Fake(kind, blueprint) for kind in ("overlay", "firewall", "guard", "domain")),
     )
     monkeypatch.setattr(LoadedInstance, "ensure", lambda _self, resource, *_: resource.make())
     home = Home(tmp_path)
     write_instance(home, "one")
     loaded = Instance(home, parse_instance_id("one"), None).load()  # type: ignore[arg-type]
     if fails:
+        # Without its disk the VM does not start, and the other lane ends.
+        threading.Timer(0.5, paused.set).start()
         with pytest.raises(ProvisionError, match="no firewall"):
             loaded.create(read_secret=lambda _: b"", mount_roots=())
-        assert done == []
+        assert done == (["firewall"] if fails == "overlay" else ["overlay", "QEMU"])
     else:
         loaded.create(read_secret=lambda _: b"", mount_roots=())
-        assert done == ["firewall", "guard", "domain"]
+        assert done == ["overlay", "QEMU", "firewall", "guard", "domain"]
