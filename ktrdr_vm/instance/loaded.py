@@ -166,6 +166,7 @@ class LoadedInstance:
         with Lane() as isolation, Lane() as disk:
             blueprint = replace(
                 self.make_blueprint(read_secret, mount_roots),
+                prepare_connection=_load_ssh,
                 await_disk=disk.wait,
                 await_isolation=isolation.wait,
                 waiting_guard=guard,
@@ -364,3 +365,7 @@ def _no_secrets(secret: Secret) -> bytes:
 def _read_status(resource: Resource) -> ResourceStatus:
     exists = resource.exists()
     return ResourceStatus(resource.kind, resource.name, exists, tuple(resource.verify()) if exists else ())
+
+
+def _load_ssh() -> None:
+    import ktrdr_vm.guest.ssh as _  # noqa: F401

@@ -76,6 +76,8 @@ class Blueprint:
     """Folders of the owner's policy that mounts may come from, besides the workspace."""
     waiting_guard: WaitingGuard | None = None
     """A process of the guard that was started before; without one, the guard's creation starts it."""
+    prepare_connection: Callable[[], None] = lambda: None
+    """Loads the modules that `connect` needs. Called while the guest works and the host waits for it."""
     await_disk: Callable[[], None] = lambda: None
     """Returns when the disk exists, and raises what its creation raised."""
     await_isolation: Callable[[], None] = lambda: None

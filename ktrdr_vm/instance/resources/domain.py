@@ -81,6 +81,7 @@ class Domain(Resource):
             libvirt, self.name, self.target.identity, plan.facts.image.user, self.blueprint.allocation
         )
         move_inside(self.target)
+        self.blueprint.prepare_connection()
         # Everything that gives it its own identity comes before its tap is up.
         identity.finish()
         set_up(self.target, self.blueprint.allocation)
