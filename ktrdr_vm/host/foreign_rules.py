@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ktrdr_vm.errors import HostError
-from ktrdr_vm.identity import HOST_USERS, TABLE_PREFIX, InstanceUsers
+from ktrdr_vm.identity import TABLE_PREFIX, InstanceUsers
 
 _Rule = list[dict[str, Any]]
 
@@ -24,7 +24,7 @@ class Obstacle:
     fix: str
 
 
-def find_obstacles(listing: list[dict[str, Any]], users: InstanceUsers = HOST_USERS) -> list[Obstacle]:
+def find_obstacles(listing: list[dict[str, Any]], users: InstanceUsers) -> list[Obstacle]:
     """`listing` is the list `nftables` of `nft -j list ruleset`; `users` are those of the instances."""
     rules: dict[tuple[str, str, str], list[_Rule]] = {}
     for entry in listing:
@@ -53,7 +53,7 @@ def join_fixes(obstacles: list[Obstacle]) -> str:
     return "; ".join(one.fix for one in obstacles)
 
 
-def require_passage(listing: list[dict[str, Any]], users: InstanceUsers = HOST_USERS) -> None:
+def require_passage(listing: list[dict[str, Any]], users: InstanceUsers) -> None:
     """HostError if rules of another program drop the traffic of every instance on this host."""
     obstacles = find_obstacles(listing, users)
     if obstacles:

@@ -109,15 +109,19 @@ def collect_templates(home: Home, users: Collection[str], *, dry_run: bool) -> l
     """Remove templates that no plan can use, or that were not used for UNUSED_DAYS. `users` are keys that instances
     use.
 
-    None is removed while an instance has a journal that cannot be read: nobody can tell what it uses."""
-    if list_unreadable(home):
-        return []
-    rows = []
+    None is removed while an instance has a journal that cannot be read: nobody can tell what it uses. The row of each
+    that would have been says so."""
+    unreadable, rows = list_unreadable(home), []
     for one in list_templates(home):
         action = "would remove" if dry_run else "removed"
         try:
             reason = _find_stale(home, one)
-            if not reason or one.key in users or (not dry_run and not remove_template(home, one.key)):
+            if not reason or one.key in users:
+                continue
+            if unreadable:
+                action = "kept"
+                reason = f"the journals of these instances cannot be read, and they may use it: {', '.join(unreadable)}"
+            elif not dry_run and not remove_template(home, one.key):
                 continue
         except FileNotFoundError:
             continue  # another process removed it

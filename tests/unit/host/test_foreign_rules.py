@@ -65,7 +65,7 @@ USERS: Listing = [match("skuid", {"range": [HOST_USERS.first, HOST_USERS.last]})
     ],
 )
 def test_what_stands_in_the_way_is_named_with_a_way_out(listing: Listing, count: int) -> None:
-    found = find_obstacles(listing)
+    found = find_obstacles(listing, HOST_USERS)
     assert len(found) == count
     for one in found:
         assert "other" in one.chain and one.chain in one.what

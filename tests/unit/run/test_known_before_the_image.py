@@ -15,6 +15,7 @@ from ktrdr_vm.host.foreign_rules import describe_obstacles, find_obstacles
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.identity import parse_instance_id
 from ktrdr_vm.inputs.resolve import Gathered, gather_profile
+from ktrdr_vm.instance.allocation import find_users
 from ktrdr_vm.instance.instance import Instance
 from ktrdr_vm.plan.facts import Facts, ImageFacts
 from ktrdr_vm.plan.plan import Plan
@@ -78,7 +79,7 @@ def test_a_firewall_that_closes_the_way(tmp_path: Path, monkeypatch: pytest.Monk
         },
     )
     report = execute(tmp_path, monkeypatch, DOCUMENT, Options(), ruleset=ruleset)
-    assert report.exit_code == 3 and describe_obstacles(find_obstacles(list(ruleset))) in report.message
+    assert report.exit_code == 3 and describe_obstacles(find_obstacles(list(ruleset), find_users())) in report.message
 
 
 def test_a_snapshot_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,9 @@ def test_none_is_removed_while_nobody_can_tell_what_an_instance_uses(home: Home)
     Journal(home.instance("one").journal, "one", plan={"facts": {"image": {"digest": "1" * 64}}}).save()
     home.instance("newer").directory.mkdir()
     home.instance("newer").journal.write_text('{"schema_version": 99}')
-    assert collect(home) == [] and (home.templates / KEY).exists()
+    [row] = store.collect_templates(home, (), dry_run=False)
+    assert (row["action"], row["instance_id"]) == ("kept", f"template {KEY}") and row["reason"].endswith(": newer")
+    assert (home.templates / KEY).exists()
     shutil.rmtree(home.instance("newer").directory)
     assert collect(home) == [("removed", f"template {KEY}")]
 
