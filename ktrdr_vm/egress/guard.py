@@ -84,8 +84,8 @@ class Guard:
             self.granting,
             self.given,
             ledger,
-            resolver,
         )
+        self.resolver.waiting = resolver
         self.judge = Judge(config["gateway"], find_services(config), sets, proxy, self.granting)
         self.proxy_log = ProxyLog(ledger, sets, self.granting, proxy)
         self.escalations = self._make_escalation_supervisor()

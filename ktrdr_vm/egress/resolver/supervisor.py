@@ -21,10 +21,12 @@ from ktrdr_vm.errors import KtrdrError
 class ResolverSupervisor:
     """`listeners` are the resolver's sockets: UDP and TCP for the guest, and UDP for the proxy.
 
-    `config` is its policy and the owner's exceptions; `waiting` is a resolver that was started already.
+    `config` is its policy and the owner's exceptions. `waiting` is a process that was started already, for the next
+    `start`.
     """
 
     channel: socket.socket | None = None
+    waiting: WaitingChild | None = None
 
     def __init__(
         self,
@@ -36,10 +38,8 @@ class ResolverSupervisor:
         granting: Granting,
         given: Given,
         ledger: Ledger,
-        waiting: WaitingChild | None = None,
     ) -> None:
         self._directory = directory
-        self._waiting = waiting
         self._config = config
         self._listeners = listeners
         self._uid = uid
@@ -52,7 +52,7 @@ class ResolverSupervisor:
     def start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         """Start the process. Returns it and the channel of its messages."""
         config = {**self._config, **self._grants().to_json()}
-        child, self._waiting = self._waiting or start_child(self._directory, "resolver"), None
+        child, self.waiting = self.waiting or start_child(self._directory, "resolver"), None
         child.serve(config, self._listeners, self._uid)
         self.channel, self._outdated = child.channel, False
         return child.started, self.channel
