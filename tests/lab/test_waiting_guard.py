@@ -30,19 +30,18 @@ time.sleep(600)
 """
 
 
-def has_loaded(pid: int) -> bool:
-    """True when the last of its modules that the kernel maps is there."""
-    return "_json" in Path(f"/proc/{pid}/maps").read_text()
+def has_both(folder: Path, pid: int) -> bool:
+    """True when the guard has started its resolver. A process that has just been started has no arguments yet."""
+    found = find_guards(folder)
+    return pid in found and len(found) == 2
 
 
 def test_it_does_nothing_before_it_may_serve_and_ends_when_nobody_can_tell_it(lab: Lab) -> None:
     folder = lab.home.instances / "waiting" / "guard"
     waiting = start_guard(folder)
     try:
-        wait_until(lambda: has_loaded(waiting.started.pid), "it has loaded its modules", 30)
-        # The guard and its resolver, which has no socket yet.
+        wait_until(lambda: has_both(folder, waiting.started.pid), "the guard and its resolver are there", 30)
         assert [path.name for path in folder.iterdir()] == ["guard.log"]
-        assert waiting.started.pid in find_guards(folder) and len(find_guards(folder)) == 2
         assert waiting.started.stdin is not None
         waiting.started.stdin.close()
         assert waiting.started.wait(30) == 0
@@ -66,8 +65,7 @@ def test_it_ends_with_a_command_that_is_killed_and_gc_removes_its_folder(lab: La
         assert starter.stdout is not None
         try:
             pid = int(starter.stdout.readline())
-            # A process that has just been started has no arguments yet.
-            wait_until(lambda: find_guards(folder) == [pid], "the guard is there", 30)
+            wait_until(lambda: has_both(folder, pid), "the guard and its resolver are there", 30)
         finally:
             os.kill(starter.pid, signal.SIGKILL)
     wait_until(lambda: not find_guards(folder), "the guard has ended", 30)
@@ -82,7 +80,7 @@ def test_one_that_cannot_serve_says_why(lab: Lab) -> None:
     with pytest.raises(ProvisionError, match=r"the guard did not start: .*guard\.json") as caught:
         start_guard(folder).serve()
     assert caught.value.where == str(folder)
-    assert find_guards(folder) == []
+    wait_until(lambda: not find_guards(folder), "the resolver has ended", 5)
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
