@@ -36,15 +36,18 @@ def has_both(folder: Path, pid: int) -> bool:
     return pid in found and len(found) == 2
 
 
-def test_it_does_nothing_before_it_may_serve_and_ends_when_nobody_can_tell_it(lab: Lab) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+def test_it_does_nothing_before_it_may_serve_and_ends_when_nobody_can_tell_it(lab: Lab, killed: bool) -> None:
     folder = lab.home.instances / "waiting" / "guard"
     waiting = start_guard(folder)
     try:
         wait_until(lambda: has_both(folder, waiting.started.pid), "the guard and its resolver are there", 30)
         assert [path.name for path in folder.iterdir()] == ["guard.log"]
         assert waiting.started.stdin is not None
+        if killed:
+            waiting.started.kill()
         waiting.started.stdin.close()
-        assert waiting.started.wait(30) == 0
+        assert waiting.started.wait(30) == (-signal.SIGKILL if killed else 0)
         wait_until(lambda: not find_guards(folder), "the resolver has ended", 5)
         assert [path.name for path in folder.iterdir()] == ["guard.log"] and (folder / "guard.log").read_bytes() == b""
     finally:
