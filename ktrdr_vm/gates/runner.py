@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ktrdr_vm.errors import GuestError
-from ktrdr_vm.gates.attempt import Attempt, Settings, truth
+from ktrdr_vm.gates.attempt import Attempt
 from ktrdr_vm.gates.container_logs import Evidence, Failure, gather_containers
 from ktrdr_vm.gates.context import GateContext
+from ktrdr_vm.gates.handlers import Handlers
+from ktrdr_vm.gates.keywords import Keywords, make_failure
 from ktrdr_vm.gates.loops import (
     IGNORED,
     UnknownHandler,
@@ -21,12 +23,12 @@ from ktrdr_vm.gates.loops import (
     sum_up,
     take_ignored,
 )
-from ktrdr_vm.gates.model import Block, Common, Node, Play, Playbook, Task, find_names
+from ktrdr_vm.gates.model import Block, Common, Node, Play, Playbook, Task
 from ktrdr_vm.gates.modules.base import Result
 from ktrdr_vm.gates.renderer import IsolatedRenderer, Renderer
 from ktrdr_vm.gates.results import add_hints, find_outcome, has_failed, hide_result, make_task_result, plain_text
 from ktrdr_vm.gates.selection import is_selected
-from ktrdr_vm.gates.templating import OMIT, TemplateError
+from ktrdr_vm.gates.templating import TemplateError
 from ktrdr_vm.gates.variables import Variables, find_role
 from ktrdr_vm.guest.protocol import Guest
 from ktrdr_vm.report.model import GateOutcome, GateResult, TaskOutcome, TaskResult
@@ -84,9 +86,8 @@ class _Run:
         self._context = context
         self._templar = renderer
         self._variables = Variables(playbook, context)
-        self._handlers: tuple[Task, ...] = ()
-        self._notified: set[int] = set()
-        self._deadline = context.monotonic() + context.gate_timeout
+        self._keywords = Keywords(renderer, self._variables, context)
+        self._handlers = Handlers()
         self._about_containers = False
 
     def tell(self, event: str, **more: Any) -> None:
@@ -96,7 +97,7 @@ class _Run:
 
     def play(self, play: Play) -> _Failure | None:
         """Run the tasks of a play. Handlers that were notified before a failure do not run."""
-        self._handlers, self._notified = play.handlers, set()
+        self._handlers = Handlers(play.handlers)
         return self.nodes(play.tasks, (play.common,), {})
 
     def nodes(self, nodes: Sequence[Node], outer: tuple[Common, ...], item: Mapping[str, Any]) -> _Failure | None:
@@ -128,7 +129,7 @@ class _Run:
         if not self._is_selected(task, commons):
             return None
         context = self._context
-        name = self._name(task, commons, item)
+        name = self._keywords.find_name(task, commons, item)
         started_at, clock = context.now(), context.monotonic()
         self.tell("task_started", task=name, module=task.module, where=task.where, time=started_at)
         self._about_containers = self._about_containers or _names_docker(task)
@@ -149,7 +150,7 @@ class _Run:
             result |= {"failed": True, "msg": str(error)}
             turns = [("", result)]
         ignored = (
-            self._flag_or(commons, "ignore_errors", item, default=False)
+            self._keywords.read_flag_or(commons, "ignore_errors", item, default=False)
             if ignored is None and failed
             else bool(ignored)
         )
@@ -158,7 +159,7 @@ class _Run:
         if inner_failure is None:
             context.on_result(name, result)
         outcome = find_outcome(result, failed=failed, ignored=ignored)
-        if self._flag_or(commons, "no_log", item, default=True):
+        if self._keywords.read_flag_or(commons, "no_log", item, default=True):
             turns = [(label and f"item {number}", hide_result(one)) for number, (label, one) in enumerate(turns, 1)]
         asks = failed and self._about_containers and not task.is_include
         evidence, hints = self._evidence(task, commons, item, turns) if asks else ((), ())
@@ -202,8 +203,8 @@ class _Run:
             values = find_items(task, self._templar, scope)
             pause = float(self._templar.render(task.loop_control.pause, scope) or 0)
         except (TemplateError, ValueError, TypeError) as error:
-            skipped = self._skipped(task, commons, item, quiet=True)
-            return [("", skipped or _failure(str(error)))], None
+            skipped = self._keywords.find_skip(commons, item, quiet=True)
+            return [("", skipped or make_failure(str(error)))], None
         turns = []
         for number, value in enumerate(values):
             if number and pause:
@@ -217,43 +218,34 @@ class _Run:
         return turns, None
 
     def _meta(self, task: Task, commons: tuple[Common, ...], outer: tuple[Common, ...]) -> _Failure | None:
-        """`meta`: run the notified handlers, in their own order. A handler may notify others: a later one runs now, an
-        earlier one the next time, as in Ansible."""
+        """`meta`: run the notified handlers."""
         if task.arguments.get("free_form") != "flush_handlers":
             return None
-        if skipped := self._skipped(task, commons, {}):
+        if skipped := self._keywords.find_skip(commons, {}):
             if not skipped.get("failed"):
                 return None
             # As in Ansible, nothing ignores this.
             self._note_at_once(task, task.name, skipped, "failed")
             return _Failure(task.name, self.results[-1].message, len(self.results) - 1, skipped)
-        for number, handler in enumerate(self._handlers):
-            if number in self._notified:
-                self._notified.discard(number)
-                if failed := self._task(handler, outer[:1], {}):
-                    return failed
+        for handler in self._handlers.take_notified():
+            if failed := self._task(handler, outer[:1], {}):
+                return failed
         return None
 
     def _notify(
         self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], turns: list[tuple[str, Result]]
     ) -> None:
-        """Note the handlers of a task that changed something. TemplateError for a name that no handler has."""
+        """Notify the handlers of a task that changed something. TemplateError for a name that no handler has."""
         for number, (_, result) in enumerate(turns):
             if result.get("skipped"):
                 continue
             inner = make_item(task, number, result[task.loop_control.loop_var]) if task.loop is not None else {}
             scope = self._variables.scope(commons, {**item, **inner})
             written = list(task.notify) if task.notifies_names else task.notify[0]
-            for name in list_notified(self._templar.render(written, scope)):
-                named = [number for number, handler in enumerate(self._handlers) if name in find_names(handler)]
-                listening = [number for number, handler in enumerate(self._handlers) if name in handler.listen]
-                if not named and not listening:
-                    raise UnknownHandler(f"notify: there is no handler {name[:200]!r} in this play")
-                # Of handlers with one name the last is used, as in Ansible.
-                self._notified.update(named[-1:], listening)
+            self._handlers.notify(list_notified(self._templar.render(written, scope)))
 
     def _turn(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]) -> tuple[Result, _Failure | None]:
-        skipped = self._skipped(task, commons, item)
+        skipped = self._keywords.find_skip(commons, item)
         if skipped is not None:
             return skipped, None
         if task.is_include:
@@ -261,17 +253,18 @@ class _Run:
             return {"changed": False, "include": task.arguments.get("file", task.arguments.get("name"))}, failed
         # As in Ansible, keywords are read before the module runs, and without a valid one it does not run.
         try:
-            told = {IGNORED: self._flag(commons, "ignore_errors", item)}
+            told = {IGNORED: self._keywords.read_flag(commons, "ignore_errors", item)}
         except TemplateError as error:
             # Ansible ignores the failure then.
-            return {**_failure(f"`ignore_errors`: {error}"), IGNORED: False}, None
+            return {**make_failure(f"`ignore_errors`: {error}"), IGNORED: False}, None
         try:
-            self._flag(commons, "no_log", item)
-            settings = self._settings(commons, item)
+            self._keywords.read_flag(commons, "no_log", item)
+            settings = self._keywords.find_settings(commons, item)
         except TemplateError as error:
-            return {**_failure(str(error)), **told}, None
+            return {**make_failure(str(error)), **told}, None
         if settings.timeout <= 0:
-            return {**_failure(f"the gate exceeded its time limit of {self._context.gate_timeout:g} s"), **told}, None
+            late = f"the gate exceeded its time limit of {self._context.gate_timeout:g} s"
+            return {**make_failure(late), **told}, None
         attempt = Attempt(
             task,
             self._guest,
@@ -289,58 +282,6 @@ class _Run:
             self._variables.add_facts(facts)
         return {**result, **told}, None
 
-    def _skipped(
-        self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any], *, quiet: bool = False
-    ) -> Result | None:
-        """A result if a condition, the outer ones first, is false or cannot be evaluated."""
-        scope = self._variables.scope(commons, item)
-        for condition in (condition for common in commons for condition in common.when):
-            try:
-                if not self._templar.condition(condition, scope):
-                    reason = {"skip_reason": "Conditional result was False", "false_condition": condition}
-                    return {"changed": False, "skipped": True, **reason}
-            except TemplateError as error:
-                if not quiet:
-                    return _failure(f"when: {error}")
-        return None
-
-    def _settings(self, commons: tuple[Common, ...], item: Mapping[str, Any]) -> Settings:
-        scope = self._variables.scope(commons, item)
-        environment = dict(self._context.environment)
-        for common in commons:
-            for layer in common.environment if isinstance(common.environment, list) else [common.environment]:
-                rendered = self._templar.render(layer, scope) or {}
-                if not isinstance(rendered, dict):
-                    raise TemplateError("`environment` must be a mapping")
-                # As in Ansible, text that Python writes: `true` in a playbook is `True` for the process.
-                environment |= {str(name): str(value) for name, value in rendered.items()}
-        limit = self._templar.render(_nearest(commons, "timeout"), scope)
-        try:
-            wanted = float(limit) if limit else self._context.task_timeout
-        except (ValueError, TypeError):
-            raise TemplateError(f"`timeout` must be a number of seconds, not {plain_text(limit)[:60]!r}") from None
-        left = self._deadline - self._context.monotonic()
-        return Settings(environment, self._flag(commons, "become", item), min(wanted, left))
-
-    def _flag(self, commons: tuple[Common, ...], name: str, item: Mapping[str, Any]) -> bool:
-        written = _nearest(commons, name)
-        if written is None:
-            return False
-        value = self._templar.render(written, self._variables.scope(commons, item))
-        return value is not None and value is not OMIT and truth(value)
-
-    def _flag_or(self, commons: tuple[Common, ...], name: str, item: Mapping[str, Any], *, default: bool) -> bool:
-        try:
-            return self._flag(commons, name, item)
-        except TemplateError:
-            return default
-
-    def _name(self, task: Task, commons: tuple[Common, ...], item: Mapping[str, Any]) -> str:
-        try:
-            return plain_text(self._templar.render(task.name, self._variables.scope(commons, item), shown=True))
-        except TemplateError:
-            return task.name
-
     def _is_selected(self, task: Task, commons: tuple[Common, ...]) -> bool:
         if not self.started:
             wanted = self._context.start_at_task
@@ -357,7 +298,7 @@ class _Run:
     ) -> tuple[Evidence, tuple[str, ...]]:
         said = "\n".join(plain_text(result.get(key)) for _, result in turns for key in ("msg", "stderr", "stdout"))
         try:
-            settings = self._settings(commons, item)
+            settings = self._keywords.find_settings(commons, item)
             folder = task.arguments.get("chdir") or task.arguments.get("project_src") or ""
             failure = Failure(said, plain_text(self._templar.render(folder, self._variables.scope(commons, item))))
         except TemplateError:
@@ -377,20 +318,12 @@ class _Run:
         if not self._is_selected(task, (*outer, task.common)):
             return
         reason = {"changed": False, "skipped": True, "msg": f"not run, because {failed.name!r} failed"}
-        self._note_at_once(task, self._name(task, (*outer, task.common), {}), reason, "skipped")
+        self._note_at_once(task, self._keywords.find_name(task, (*outer, task.common), {}), reason, "skipped")
 
     def _note_at_once(self, task: Task, name: str, result: Result, outcome: TaskOutcome) -> None:
         now, mask = self._context.now(), self._context.mask
         turns = [("", result)]
         self._keep(make_task_result(task, name, turns, outcome=outcome, started_at=now, duration_s=0.0, mask=mask))
-
-
-def _failure(message: str) -> Result:
-    return {"changed": False, "failed": True, "msg": message}
-
-
-def _nearest(commons: tuple[Common, ...], name: str) -> Any:
-    return next((value for common in reversed(commons) if (value := getattr(common, name)) is not None), None)
 
 
 def _tasks(nodes: Sequence[Node]) -> Iterator[Task]:
