@@ -88,7 +88,10 @@ class TopApp(App[None]):
     @property
     def _main(self) -> Screen[Any]:
         """The screen with the table, also while a dialog is above it."""
-        return self.screen_stack[0]
+        stack = self.screen_stack
+        if not stack:
+            raise ScreenStackError("the application has ended")
+        return stack[0]
 
     @property
     def streams(self) -> list[Stream]:

@@ -184,6 +184,18 @@ def test_a_host_that_cannot_be_read_is_said_and_asked_again() -> None:
     drive(TopApp(read, list, every=3600), look)
 
 
+def test_what_was_read_while_the_program_ends_is_dropped(
+    streams: list[Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen on a busy host: the screens were gone when the thread passed on what it had read."""
+    app = TopApp(lambda: streams, list, every=60)
+    monkeypatch.setattr(app, "call_from_thread", lambda act, *values: act(*values))
+    monkeypatch.setattr(TopApp, "screen_stack", property(lambda _: []))
+    here, _ = app.sources
+    here._read_once()
+    assert here.reads == 1
+
+
 def test_a_place_that_does_not_answer_delays_nothing_of_this_host(streams: list[Stream]) -> None:
     answer = threading.Event()
 
