@@ -59,7 +59,7 @@ LIMIT = 300
 SAMPLE = (
     "apply-namespace-after", "apply-overlay-inside", "apply-seed-after", "destroy-firewall-before", "apply-guard-after", "apply-tap-inside",
     "destroy-domain-after", "apply-mount-inside", "resume-secret-inside", "apply-brokeredsecret-before", "suspend-saved-inside",
-    "fork-create.8.finish-inside", "branch-create.7.create-inside", "grant-apply.0.grant-inside", "granting-grant.1.add-after",
+    "fork-create.10.finish-inside", "branch-create.7.create-inside", "grant-apply.0.grant-inside", "granting-grant.1.add-after",
     "loan-add_loan.1.create-inside",
 )  # fmt: skip
 CELLS = all_cells()
