@@ -11,7 +11,6 @@ from pathlib import Path
 from ktrdr_vm.errors import HostError, KtrdrError, ProvisionError
 from ktrdr_vm.host.paths import Home
 from ktrdr_vm.instance.suspend import suspend
-from ktrdr_vm.run.checkpoint import Stop, write_stop
 from ktrdr_vm.run.listener import Options
 from ktrdr_vm.run.recorder import Recorder
 from ktrdr_vm.run.results import Results
@@ -86,6 +85,8 @@ def bring_back(stage: Stage, results: Results, recorder: Recorder) -> None:
 
 def suspend_run(stage: Stage, results: Results, options: Options, recorder: Recorder) -> None:
     """Suspend the instance until the escalation is answered. The evidence so far is stored."""
+    from ktrdr_vm.run.checkpoint import Stop, write_stop
+
     stage.harvest.keep_evidence(recorder)
     gathered = stage.gathered
     write_stop(

@@ -3,8 +3,8 @@ report.
 
 A run is one call, one report and one directory. It does not use the terminal, and reports its progress to a `Listener`.
 
-The modules that judge, end and report are imported when they are needed: the guest works meanwhile, and before its
-start they would delay each run.
+The modules that judge and report are imported when they are needed: the guest works meanwhile, and before its start
+they would delay each run.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ktrdr_vm.instance.garbage import collect_expired
 from ktrdr_vm.instance.secret_sources import read_source
 from ktrdr_vm.plan.plan import canonical_json
 from ktrdr_vm.report.mask import SHORT, find_short
+from ktrdr_vm.run.ending import Ending, bring_back, explain_unexpected, suspend_run
 from ktrdr_vm.run.listener import Listener, Options
 from ktrdr_vm.run.mask import GrowingMask
 from ktrdr_vm.run.provision import RunContext
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from ktrdr_vm.instance.instance import Instance
     from ktrdr_vm.report.model import GateResult, RunReport, StageName
     from ktrdr_vm.run.checkpoint import Stop
-    from ktrdr_vm.run.ending import Ending
 
 KEPT_RUNS = 20
 
@@ -161,13 +161,9 @@ class Run:
         except KtrdrError as caught:
             error = caught
         except Exception as caught:  # whatever it is, created resources are removed
-            from ktrdr_vm.run.ending import explain_unexpected
-
             error = explain_unexpected(caught, recorder, self._home)
         try:
             if self._results.limited:
-                from ktrdr_vm.run.ending import bring_back
-
                 bring_back(self._stages[0], self._results, recorder)
             report = self._finish(recorder, began, error, interrupted)
         except KeyboardInterrupt:
@@ -268,8 +264,6 @@ class Run:
     def _finish(self, recorder: Recorder, began: float, error: KtrdrError | None, interrupted: bool) -> RunReport:
         """Suspend or destroy each instance with its evidence, then report. An error of a step is recorded, and the next
         step runs."""
-        from ktrdr_vm.run.ending import Ending, explain_unexpected
-
         ending = Ending(error, partial(explain_unexpected, recorder=recorder, home=self._home))
         failed = error is not None or interrupted or not self._results.passed
         kept = False
@@ -279,7 +273,7 @@ class Run:
         for stage in () if kept else self._stages:
             if stage.destroyed:
                 continue
-            ending.attempt(partial(stage.harvest.keep_evidence, recorder))
+            ending.attempt(partial(self._keep_evidence, stage, recorder))
             if self._keeps(stage, failed or ending.error is not None) or (self._stop is not None and stage.suspended):
                 kept = True
                 ending.attempt(partial(self._keep, stage))
@@ -289,6 +283,10 @@ class Run:
                 ending.add(destroy_error)
         self._mask.stop()
         return self._report(recorder, began, ending, interrupted, kept)
+
+    def _keep_evidence(self, stage: Stage, recorder: Recorder) -> None:
+        # A step of its own, with the import of what fetches it: without that, the instance is destroyed all the same.
+        stage.harvest.keep_evidence(recorder)
 
     def _keep(self, stage: Stage) -> None:
         stage.keep()
@@ -332,8 +330,6 @@ class Run:
             return None
 
     def _suspend(self, recorder: Recorder) -> None:
-        from ktrdr_vm.run.ending import suspend_run
-
         # An escalation is one of the workload, whose VM is the only one.
         [stage] = self._stages
         suspend_run(stage, self._results, self._options, recorder)

@@ -72,6 +72,24 @@ def test_no_step_of_the_end_keeps_the_next_from_running(
     assert written["instance_id"] == "one" and written["residue"] == []
 
 
+def test_evidence_whose_module_cannot_be_loaded_keeps_no_instance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destroyed: list[str]
+) -> None:
+    """It is imported when it is needed first, perhaps while the program is being upgraded."""
+    monkeypatch.setattr(Stage, "provision", lambda *_: None)
+    load, calls = Stage.__dict__["harvest"].func, []
+
+    def once(stage: Stage) -> Harvest:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ImportError("cannot import name 'Harvest'")
+        return load(stage)
+
+    monkeypatch.setattr(Stage, "harvest", property(once))
+    report = make_run(tmp_path).execute()
+    assert destroyed == ["one"] and report.exit_code == 4 and "cannot import" in report.message
+
+
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_a_destruction_that_fails_in_any_way_is_residue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
